@@ -1,0 +1,3 @@
+"""fasttrain: stimulative training of residual networks, made cheap."""
+
+__version__ = "0.1.0"

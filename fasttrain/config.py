@@ -1,0 +1,355 @@
+"""The typed configuration of a run: frozen dataclasses without behaviour beyond validation.
+
+A recipe (`fasttrain.recipes`) is a function that returns a complete `Config`; the command line overrides
+single fields (`--optim.lr 0.4`); a run's folder keeps the resolved one as `config.json`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from .errors import ConfigError
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+def _check(ok: bool, name: str, value: Any, allowed: str) -> None:
+    if not ok:
+        raise ConfigError(f"{name} is {value!r}; allowed: {allowed}")
+
+
+def _check_range(name: str, value: float, low: float, high: float = math.inf) -> None:
+    _check(math.isfinite(value) and low <= value <= high, name, value, f"{low:g} to {high:g}")
+
+
+def _check_positive(name: str, value: float) -> None:
+    _check(math.isfinite(value) and value > 0, name, value, "a finite number above 0")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Data:
+    """Where the images are and how they are augmented."""
+
+    train: str = ""
+    """Training images: a folder with one folder of images per class."""
+    val: str = ""
+    """Validation images, in the same layout; empty: the run does not evaluate."""
+    builtin: Literal["none", "digits"] = "none"
+    """A data set that fasttrain writes itself where `train` is missing (digits: scikit-learn's scans)."""
+    num_classes: int = 0
+    """Number of classes; 0: as many as the training folder holds."""
+    augmentation: Literal["imagenet", "small"] = "imagenet"
+    """imagenet: random resized crop; small: pad by `padding`, random crop of `crop` (32x32 images)."""
+    crop: int = 224
+    """Side of the training crop, pixels."""
+    min_area: float = 0.08
+    """Least share of the image's area in a random resized crop."""
+    padding: int = 4
+    """Zero padding on each side before the random crop of small images, pixels."""
+    flip: float = 0.5
+    """Probability of a horizontal flip."""
+    jitter: float = 0.4
+    """Strength of the colour jitter: brightness, contrast and saturation factors in 1 +- jitter."""
+    lighting: float = 0.1
+    """Standard deviation of the PCA lighting (Krizhevsky et al. 2012), in units of the eigenvalues."""
+    published_lighting: bool = False
+    """Lighting as the published ST code does it: eigenvalues for 0-1 added to 0-255 integers, truncated."""
+    val_resize: int = 256
+    """Shorter side of a validation image before its centre crop, pixels."""
+    val_crop: int = 224
+    """Side of the validation centre crop, pixels."""
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    """Mean of each channel on the 0-1 scale, subtracted from the images."""
+    std: tuple[float, float, float] = IMAGENET_STD
+    """Standard deviation of each channel on the 0-1 scale, the images' divisor."""
+    antialias: bool = True
+    """Antialias when the downscaled batches are made."""
+    drop_last: bool = True
+    """Drop the last, partial batch of an epoch (the published code keeps it)."""
+    threads: int = 0
+    """DALI's CPU threads per process; 0: the machine's cores shared among its processes, at most 16."""
+    prefetch: int = 2
+    """Batches that DALI prepares ahead."""
+
+    def __post_init__(self) -> None:
+        _check_range("data.num_classes", self.num_classes, 0)
+        _check_range("data.crop", self.crop, 1, 4096)
+        _check_range("data.min_area", self.min_area, 1e-4, 1)
+        _check_range("data.padding", self.padding, 0, 1024)
+        _check_range("data.flip", self.flip, 0, 1)
+        _check_range("data.jitter", self.jitter, 0, 1)
+        _check_range("data.lighting", self.lighting, 0)
+        _check_range("data.val_crop", self.val_crop, 1, 4096)
+        _check_range("data.val_resize", self.val_resize, self.val_crop, 8192)
+        for value in self.mean:
+            _check_range("data.mean", value, 0, 1)
+        for value in self.std:
+            _check_positive("data.std", value)
+        _check_range("data.threads", self.threads, 0, 1024)
+        _check_range("data.prefetch", self.prefetch, 1, 64)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Model:
+    """The network."""
+
+    name: str = "resnet50"
+    """A timm ResNet (resnet18 ... resnet152, resnext, wide, resnet*d) or cifar_resnet20/32/44/56/110."""
+    weights: str = ""
+    """A state dict to start from (timm's and torchvision's names); empty: random initialization."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Method:
+    """How the network is trained: common training, or stimulative training (ST, ST++)."""
+
+    name: Literal["common", "stimulative"] = "stimulative"
+    """common: cross-entropy alone; stimulative: and each sampled subnet follows the main network."""
+    subnets: int = 1
+    """K, the subnets drawn per step."""
+    sampling: Literal["ordered", "stochastic", "raw"] = "ordered"
+    """What a subnet is: each stage's first blocks; any subset of the droppable blocks; or each block's
+    residual branch or shortcut alone (Veit et al. 2016)."""
+    space: str = "default"
+    """The sampling space: default, space1 ... space7 (ResNet-50), a rule (min=2, part=0.5) or an explicit
+    list of blocks kept per stage (3,3-4,3-6,3)."""
+    draws: Literal["independent", "coupled"] = "independent"
+    """independent: K independent subnets; coupled: early stages drawn once, every depth of the last free
+    stage taken, weighted so that the expected gradient is the same."""
+    subnet_inputs: Literal["full", "downscaled", "cascaded"] = "full"
+    """full: the main network's batch (ST); downscaled: smaller batches from DALI (ST++); cascaded: each
+    input resized from the previous subnet's and normalized again, as the published code does."""
+    sizes: tuple[int, ...] = ()
+    """Sides that the subnets' inputs are drawn from, pixels; empty with subnet_inputs=full."""
+    sizes_per_step: int = 1
+    """R, the sizes drawn per step with subnet_inputs=downscaled; the subnets are dealt over them."""
+    supervision: Literal["kl", "ce_teacher", "ce_target"] = "kl"
+    """What a subnet learns from: KL to the main output (papers); cross-entropy to it; or to the target."""
+    normalize: Literal["layer_norm", "l2", "none"] = "none"
+    """Normalization of the logits before the losses: layer_norm (KL-, published code), l2 (KL-, ST++
+    equation 6) or none (plain KL)."""
+    normalize_main: bool = True
+    """Whether the main cross-entropy sees the normalized logits too, as in the published 80.5 %."""
+    amplitude: float = 1.0
+    """Factor on normalized logits."""
+    temperature: float = 1.0
+    """Temperature of the KL, whose value is multiplied by its square."""
+    main_weight: float = 1.0
+    """Weight of the main network's cross-entropy."""
+    kl_weight: float = 1.0
+    """Weight of each subnet's loss."""
+    kl_schedule: Literal["constant", "cosine_up", "cosine_down"] = "constant"
+    """How the subnets' weight goes over the epochs: constant, 0 to kl_weight, or kl_weight to 0."""
+    start_epoch: int = 0
+    """First epoch in which subnets are trained."""
+
+    def __post_init__(self) -> None:
+        _check_range("method.subnets", self.subnets, 0, 64)
+        for size in self.sizes:
+            _check_range("method.sizes", size, 1, 4096)
+        small = self.subnet_inputs != "full"
+        _check(
+            bool(self.sizes) == small,
+            "method.sizes",
+            self.sizes,
+            "at least one side with subnet_inputs downscaled or cascaded, none with full",
+        )
+        _check_range("method.sizes_per_step", self.sizes_per_step, 1, max(1, self.subnets))
+        _check(
+            self.draws == "independent" or self.sampling == "ordered",
+            "method.draws",
+            self.draws,
+            "coupled only with sampling=ordered",
+        )
+        _check(
+            self.draws == "independent" or self.subnet_inputs != "cascaded",
+            "method.draws",
+            self.draws,
+            "coupled only with subnet_inputs full or downscaled",
+        )
+        _check_positive("method.amplitude", self.amplitude)
+        _check_positive("method.temperature", self.temperature)
+        _check_range("method.main_weight", self.main_weight, 0)
+        _check_range("method.kl_weight", self.kl_weight, 0)
+        _check_range("method.start_epoch", self.start_epoch, 0)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Optim:
+    """SGD with Nesterov momentum and its learning-rate schedule."""
+
+    lr: float = 0.2
+    """Peak learning rate at the recipe's batch; it is not scaled by itself."""
+    momentum: float = 0.9
+    """Nesterov momentum."""
+    weight_decay: float = 1e-4
+    """L2 penalty on every parameter."""
+    warmup_epochs: float = 0.0
+    """Epochs of linear warm-up from 0."""
+    min_lr: float = 0.0
+    """Floor of the cosine schedule."""
+    clip: float = 0.0
+    """Largest gradient norm; 0: no clipping."""
+    ema: float = 0.0
+    """Decay per step of the exponential moving average of the weights; 0: none."""
+    impl: Literal["auto", "fused", "foreach"] = "auto"
+    """Implementation of SGD; auto: fused on CUDA, foreach elsewhere."""
+
+    def __post_init__(self) -> None:
+        _check_positive("optim.lr", self.lr)
+        _check_range("optim.momentum", self.momentum, 0, 0.9999)
+        _check_range("optim.weight_decay", self.weight_decay, 0)
+        _check_range("optim.warmup_epochs", self.warmup_epochs, 0)
+        _check_range("optim.min_lr", self.min_lr, 0, self.lr)
+        _check_range("optim.clip", self.clip, 0)
+        _check_range("optim.ema", self.ema, 0, 1)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Evaluation:
+    """What is measured on the validation images, and when."""
+
+    every: int = 1
+    """Epochs between two evaluations of the main network; the last epoch is always evaluated."""
+    batch: int = 256
+    """Images per process and evaluation batch."""
+    reestimate: bool = False
+    """Re-estimate the main network's batch-norm statistics before each evaluation (published code)."""
+    calibration_images: int = 2048
+    """Augmented training images used to re-estimate batch-norm statistics, over all processes."""
+    subnets: int = 0
+    """Subnets evaluated after the last epoch: 0 none, -1 the whole space, otherwise so many of it."""
+    statistics: Literal["reestimated", "main", "both"] = "reestimated"
+    """Whose batch-norm statistics a subnet is evaluated with: its own, or the main network's."""
+
+    def __post_init__(self) -> None:
+        _check_range("evaluation.every", self.every, 1)
+        _check_range("evaluation.batch", self.batch, 1)
+        _check_range("evaluation.calibration_images", self.calibration_images, 2)
+        _check_range("evaluation.subnets", self.subnets, -1)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Run:
+    """The run itself: length, batch, precision, seed, folder."""
+
+    name: str = ""
+    """Name of the run's folder; empty: the recipe's."""
+    folder: str = "runs"
+    """Where run folders are made."""
+    epochs: int = 200
+    """Passes over the training images."""
+    max_steps: int = 0
+    """Stop after so many steps, wherever that is; 0: no limit."""
+    batch: int = 512
+    """Global batch: images per step over all processes."""
+    seed: int = 0
+    """Seed of the initialization, the order, the augmentation and the draws."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: CUDA where there is a GPU."""
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    """auto: bf16 where the device computes it in hardware, else fp16 on a GPU, else fp32."""
+    tf32: bool = True
+    """TF32 for float32 matrix products and convolutions on GPUs that have it."""
+    channels_last: bool = True
+    """Memory format of weights and activations."""
+    batch_norm_batch: int = 0
+    """Images per process over which the recipe's batch norm is meant to work; 0: any. A difference warns."""
+    log_every: int = 20
+    """Steps between two lines of metrics."""
+    resume: bool = False
+    """Go on from the run folder's last checkpoint."""
+
+    def __post_init__(self) -> None:
+        _check_range("run.epochs", self.epochs, 1)
+        _check_range("run.max_steps", self.max_steps, 0)
+        _check_range("run.batch", self.batch, 1)
+        _check_range("run.seed", self.seed, 0, 2**31 - 1)
+        _check_range("run.batch_norm_batch", self.batch_norm_batch, 0)
+        _check_range("run.log_every", self.log_every, 1)
+        _check(
+            "/" not in self.name and self.name not in (".", ".."),
+            "run.name",
+            self.name,
+            "a plain folder name",
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Config:
+    """One complete run."""
+
+    recipe: str = ""
+    """The recipe this configuration started from."""
+    data: Data = field(default_factory=Data)
+    model: Model = field(default_factory=Model)
+    method: Method = field(default_factory=Method)
+    optim: Optim = field(default_factory=Optim)
+    evaluation: Evaluation = field(default_factory=Evaluation)
+    run: Run = field(default_factory=Run)
+
+    def __post_init__(self) -> None:
+        if self.method.subnet_inputs != "full":
+            _check(
+                max(self.method.sizes) <= self.data.crop,
+                "method.sizes",
+                self.method.sizes,
+                f"at most data.crop = {self.data.crop}",
+            )
+        _check(
+            self.method.start_epoch < self.run.epochs,
+            "method.start_epoch",
+            self.method.start_epoch,
+            f"below run.epochs = {self.run.epochs}",
+        )
+        _check(
+            self.optim.warmup_epochs < self.run.epochs,
+            "optim.warmup_epochs",
+            self.optim.warmup_epochs,
+            f"below run.epochs = {self.run.epochs}",
+        )
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """The configuration as nested plain dictionaries (tuples become lists), ready for JSON."""
+    return dataclasses.asdict(
+        config,
+        dict_factory=lambda items: {
+            key: list(value) if isinstance(value, tuple) else value for key, value in items
+        },
+    )
+
+
+_SECTIONS = {
+    "data": Data,
+    "model": Model,
+    "method": Method,
+    "optim": Optim,
+    "evaluation": Evaluation,
+    "run": Run,
+}
+
+
+def from_dict(values: dict[str, Any]) -> Config:
+    """The inverse of `to_dict`.
+
+    Raises:
+        ConfigError: an unknown section or field, or a value out of its range.
+    """
+    sections: dict[str, Any] = {"recipe": values.get("recipe", "")}
+    for name, section in values.items():
+        if name == "recipe":
+            continue
+        if name not in _SECTIONS or not isinstance(section, dict):
+            raise ConfigError(f"unknown section {name!r}; allowed: {', '.join(_SECTIONS)}")
+        known = {f.name for f in dataclasses.fields(_SECTIONS[name])}
+        unknown = sorted(set(section) - known)
+        if unknown:
+            raise ConfigError(f"unknown field {name}.{unknown[0]}; allowed: {', '.join(sorted(known))}")
+        plain = {key: tuple(value) if isinstance(value, list) else value for key, value in section.items()}
+        sections[name] = _SECTIONS[name](**plain)
+    return Config(**sections)

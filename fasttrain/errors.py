@@ -1,0 +1,43 @@
+"""Errors that end a run with one clear message, and the exit status each maps to."""
+
+from __future__ import annotations
+
+
+class RunError(Exception):
+    """Ends the run: the message names what was given and what is allowed; no traceback is shown."""
+
+    exit_status = 1
+
+
+class ConfigError(RunError, ValueError):
+    """A wrong command line, recipe or configuration value."""
+
+    exit_status = 2
+
+
+class DataError(RunError):
+    """Missing, empty or undecodable data."""
+
+    exit_status = 3
+
+
+class CheckpointError(RunError):
+    """A checkpoint that is missing, damaged or of another network."""
+
+    exit_status = 4
+
+
+class NonFiniteError(RunError):
+    """A loss that became NaN or infinite."""
+
+    exit_status = 5
+
+
+class OutOfMemoryError(RunError):
+    """The device's memory did not suffice."""
+
+    exit_status = 6
+
+
+INTERRUPTED = 130
+"""Exit status after Ctrl-C."""

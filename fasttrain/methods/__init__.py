@@ -1,0 +1,31 @@
+"""Training methods, one file each."""
+
+from __future__ import annotations
+
+from ..config import Config
+from ..models import StagedNetwork
+from .common import Common
+from .method import Method, Plan
+from .stimulative import Stimulative
+
+
+def build_method(config: Config, network: StagedNetwork) -> Method:
+    """The method that `config.method` names, for one network.
+
+    Raises:
+        ConfigError: a sampling space that does not fit the network.
+    """
+    if config.method.name == "common":
+        return Common(network.full)
+    return Stimulative(
+        config.method,
+        network.full,
+        network.depths,
+        seed=config.run.seed,
+        epochs=config.run.epochs,
+        mean=config.data.mean,
+        std=config.data.std,
+    )
+
+
+__all__ = ["Common", "Method", "Plan", "Stimulative", "build_method"]

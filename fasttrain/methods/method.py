@@ -1,0 +1,51 @@
+"""What a training method is to the trainer: it plans a step's forward pass, and computes its loss."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from ..kernels.normalized_loss import StimulativeLoss
+from ..subnets import PrefixTree
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The one forward pass of a step.
+
+    Attributes:
+        inputs: images [B, 3, H, W], one tensor per tree; the first is the full-size batch.
+        trees: what runs on each input; the first subnet of the first tree is the main network.
+        places: for each subnet of the draw, its tree and its position there.
+        weights: each subnet's weight in the loss.
+    """
+
+    inputs: tuple[Tensor, ...]
+    trees: tuple[PrefixTree, ...]
+    places: tuple[tuple[int, int], ...] = ()
+    weights: tuple[float, ...] = ()
+
+    @property
+    def block_calls(self) -> int:
+        """Residual blocks that the pass runs."""
+        return sum(map(len, self.trees))
+
+
+class Method(Protocol):
+    """A training method."""
+
+    def plan(self, images: Tensor, small: Sequence[Tensor], *, epoch: int, step: int) -> Plan:
+        """The forward pass of one step.
+
+        Args:
+            images: the full-size batch [B, 3, H, W].
+            small: downscaled batches of the same images [B, 3, h, h].
+            epoch: counted from 0.
+            step: step within the epoch, counted from 0.
+        """
+
+    def loss(self, logits: Sequence[Sequence[Tensor]], plan: Plan, targets: Tensor) -> StimulativeLoss:
+        """The step's loss from the logits [B, C] of each subnet of each of the plan's trees."""

@@ -1,0 +1,119 @@
+"""Stimulative training: ST (Ye et al., NeurIPS 2022) and ST++ (2023)."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from .. import config
+from ..kernels.normalized_loss import StimulativeLoss, stimulative_loss
+from ..subnets import Draw, PrefixTree, Subnet, draw_sizes, draw_subnets, sampling_space
+from .inputs import cascade, deal
+from .method import Plan
+
+
+class Stimulative:
+    """Cross-entropy on the main network, and K sampled subnets that follow its output.
+
+    A draw says which subnets; `assemble` turns it into one forward pass; `loss` weighs the outputs.
+    """
+
+    def __init__(
+        self,
+        options: config.Method,
+        full: Subnet,
+        depths: Sequence[int],
+        *,
+        seed: int,
+        epochs: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+    ) -> None:
+        """Set up for one network and run.
+
+        Args:
+            options: the method's configuration.
+            full: the main network as a subnet of itself.
+            depths: its blocks per stage.
+            seed: of the draws.
+            epochs: of the run, for the weight schedule.
+            mean: of the images' normalization, which cascaded inputs repeat.
+            std: likewise.
+
+        Raises:
+            ConfigError: a sampling space that does not fit the network.
+        """
+        self.options, self.full, self.seed, self.epochs = options, full, seed, epochs
+        self.mean, self.std = mean, std
+        self.space = sampling_space(options.sampling, options.space, depths)
+
+    def plan(self, images: Tensor, small: Sequence[Tensor], *, epoch: int, step: int) -> Plan:
+        """Draw the step's subnets and plan their pass with the main network."""
+        return self.assemble(images, small, self.draw(epoch, step), epoch=epoch)
+
+    def draw(self, epoch: int, step: int) -> Draw:
+        """The subnets of one step: a function of (seed, epoch, step) alone; none before `start_epoch`."""
+        options = self.options
+        if epoch < options.start_epoch:
+            return Draw()
+        draw = draw_subnets(
+            self.space,
+            options.subnets,
+            coupled=options.draws == "coupled",
+            seed=self.seed,
+            epoch=epoch,
+            step=step,
+        )
+        if options.subnet_inputs != "cascaded":
+            return draw
+        sizes = draw_sizes(options.sizes, options.subnets, seed=self.seed, epoch=epoch, step=step)
+        return dataclasses.replace(draw, sizes=sizes)
+
+    def assemble(self, images: Tensor, small: Sequence[Tensor], draw: Draw, *, epoch: int) -> Plan:
+        """The forward pass of a given draw."""
+        weight = self.subnet_weight(epoch)
+        weights = tuple(weight * own for own in draw.weights)
+        groups = self._groups(images, small, draw)
+        trees = [PrefixTree([self.full, *(draw.subnets[i] for i in groups[0][1])])]
+        trees += [PrefixTree([draw.subnets[i] for i in members]) for _, members in groups[1:]]
+        places = {}
+        for group, (_, members) in enumerate(groups):
+            for position, subnet in enumerate(members, start=1 if group == 0 else 0):
+                places[subnet] = (group, position)
+        inputs = tuple(batch for batch, _ in groups)
+        return Plan(inputs, tuple(trees), tuple(places[i] for i in range(len(places))), weights)
+
+    def _groups(self, images: Tensor, small: Sequence[Tensor], draw: Draw) -> list[tuple[Tensor, list[int]]]:
+        everyone = list(range(len(draw.subnets)))
+        if self.options.subnet_inputs == "full" or not everyone:
+            return [(images, everyone)]
+        if self.options.subnet_inputs == "downscaled":
+            return [(images, []), *deal(len(everyone), small)]
+        inputs = cascade(images, draw.sizes, self.mean, self.std)
+        return [(images, []), *((batch, [i]) for i, batch in enumerate(inputs))]
+
+    def subnet_weight(self, epoch: int) -> float:
+        """Weight of a subnet's loss in an epoch (the published code's --kl_coef, --kl_cos, --kl_rcos)."""
+        options = self.options
+        rise = 0.5 * (1 - math.cos(math.pi * epoch / self.epochs))
+        factor = {"constant": 1.0, "cosine_up": rise, "cosine_down": 1 - rise}[options.kl_schedule]
+        return options.kl_weight * factor
+
+    def loss(self, logits: Sequence[Sequence[Tensor]], plan: Plan, targets: Tensor) -> StimulativeLoss:
+        """Main cross-entropy and each subnet's loss (ST equation 5; ST++ equations 4 to 6)."""
+        options = self.options
+        return stimulative_loss(
+            logits[0][0],
+            [logits[tree][position] for tree, position in plan.places],
+            targets,
+            weights=plan.weights,
+            supervision=options.supervision,
+            normalize=options.normalize,
+            normalize_main=options.normalize_main,
+            amplitude=options.amplitude,
+            temperature=options.temperature,
+            main_weight=options.main_weight,
+        )

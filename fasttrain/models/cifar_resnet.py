@@ -1,0 +1,77 @@
+"""ResNets for 32x32 images (He et al. 2016, section 4.2), which timm lacks: 6n + 2 layers in 3 stages."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from timm.models.resnet import BasicBlock
+from torch import Tensor, nn
+
+from .resnet import ResidualStages
+
+CIFAR_RESNETS = {f"cifar_resnet{6 * n + 2}": n for n in (3, 5, 7, 9, 18)}
+"""Name to blocks per stage."""
+
+_WIDTHS = (16, 32, 64)
+
+
+class PaddedShortcut(nn.Module):
+    """The parameter-free shortcut between stages (option A): every second pixel, new channels zero."""
+
+    def __init__(self, new_channels: int) -> None:
+        super().__init__()
+        self.new_channels = new_channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] to [B, C + new_channels, H/2, W/2]."""
+        return F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 0, self.new_channels))
+
+
+class CifarResNet(ResidualStages):
+    """A stem of one 3x3 convolution, three stages of n basic blocks (16, 32, 64 channels), a linear head."""
+
+    reduction = 4
+
+    def __init__(self, blocks_per_stage: int, num_classes: int) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.conv1 = nn.Conv2d(3, _WIDTHS[0], 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(_WIDTHS[0])
+        self.act1 = nn.ReLU(inplace=True)
+        inplanes = _WIDTHS[0]
+        for index, planes in enumerate(_WIDTHS, start=1):
+            self.add_module(f"layer{index}", _stage(inplanes, planes, blocks_per_stage))
+            inplanes = planes
+        self.fc = nn.Linear(inplanes, num_classes)
+
+    @property
+    def stages(self) -> Sequence[Sequence[nn.Module]]:
+        """layer1 to layer3."""
+        return [self.layer1, self.layer2, self.layer3]  # type: ignore[list-item]
+
+    @property
+    def stem_modules(self) -> Sequence[nn.Module]:
+        """Convolution, batch norm, ReLU."""
+        return [self.conv1, self.bn1, self.act1]
+
+    def stem(self, x: Tensor) -> Tensor:
+        """[B, 3, H, W] to [B, 16, H, W]."""
+        for module in self.stem_modules:
+            x = module(x)
+        return x
+
+    def head(self, x: Tensor) -> Tensor:
+        """Global average and classifier: [B, 64, h, w] to [B, num_classes]."""
+        return self.fc(x.mean((2, 3)))
+
+
+def _stage(inplanes: int, planes: int, blocks: int) -> nn.Sequential:
+    widens = planes != inplanes
+    first = BasicBlock(
+        inplanes,
+        planes,
+        stride=2 if widens else 1,
+        downsample=PaddedShortcut(planes - inplanes) if widens else None,
+    )
+    return nn.Sequential(first, *(BasicBlock(planes, planes) for _ in range(blocks - 1)))

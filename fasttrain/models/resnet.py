@@ -1,0 +1,85 @@
+"""timm's ResNets (resnet, resnext, wide_resnet, resnet*d and their kin) as staged networks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from timm.models import resnet as timm_resnet
+from torch import Tensor, nn
+
+from .staged import StagedNetwork
+
+
+class _NoShortcut(nn.Module):
+    """Stands in for a block's projection, so that its residual branch has nothing to be added to."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.new_zeros(())
+
+
+class ResidualStages(StagedNetwork):
+    """What ResNets made of timm's `BasicBlock` and `Bottleneck` share, whatever their stem."""
+
+    _no_shortcut = _NoShortcut()
+
+    def branch(self, block: nn.Module, x: Tensor) -> Tensor:
+        """A block without its shortcut: its own forward with the projection taken away."""
+        projection = block.downsample
+        block.downsample = self._no_shortcut
+        try:
+            return block(x)
+        finally:
+            block.downsample = projection
+
+    def shortcut(self, block: nn.Module, x: Tensor) -> Tensor:
+        """A block without its residual branch: identity or projection, then ReLU."""
+        downsample = block.downsample
+        return F.relu(x if downsample is None else downsample(x))  # type: ignore[operator]
+
+
+class ResNet(ResidualStages):
+    """A timm ResNet. Its modules are taken over under their own names, so state dicts fit timm unchanged."""
+
+    def __init__(self, source: timm_resnet.ResNet) -> None:
+        """Take over `source`, which must not be used afterwards."""
+        super().__init__()
+        for name, child in source.named_children():
+            self.add_module(name, child)
+        self.num_classes = source.num_classes
+        self.reduction = source.feature_info[-1]["reduction"]
+        self.drop_rate = float(source.drop_rate)
+
+    @property
+    def stages(self) -> Sequence[Sequence[nn.Module]]:
+        """layer1 to layer4."""
+        return [self.layer1, self.layer2, self.layer3, self.layer4]  # type: ignore[list-item]
+
+    @property
+    def stem_modules(self) -> Sequence[nn.Module]:
+        """Convolution (or three), batch norm, ReLU, max-pool."""
+        return [self.conv1, self.bn1, self.act1, self.maxpool]  # type: ignore[list-item]
+
+    def stem(self, x: Tensor) -> Tensor:
+        """[B, 3, H, W] to [B, C, H/4, W/4]."""
+        for module in self.stem_modules:
+            x = module(x)
+        return x
+
+    def head(self, x: Tensor) -> Tensor:
+        """Global pooling and classifier: [B, C, h, w] to [B, num_classes]."""
+        return self.fc(F.dropout(self.global_pool(x), self.drop_rate, self.training))  # type: ignore[operator]
+
+
+def is_timm_resnet(name: str) -> bool:
+    """Whether timm builds its ResNet class under this name."""
+    import timm
+
+    return name.split(".")[0] in timm.list_models(module="resnet")
+
+
+def create_timm_resnet(name: str, num_classes: int) -> ResNet:
+    """A timm ResNet with random weights (see `initialize`)."""
+    import timm
+
+    return ResNet(timm.create_model(name, pretrained=False, num_classes=num_classes))

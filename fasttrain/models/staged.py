@@ -1,0 +1,237 @@
+"""A residual network seen as stem, stages of blocks, and head, able to run many subnets at once."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ..subnets import ROOT, BlockRef, Depths, Part, PrefixTree, Subnet, ordered_subnet
+
+BeforeNode = Callable[[int], None]
+"""Called with a tree node's index (ROOT: the stem) just before it runs."""
+
+
+class StagedNetwork(nn.Module, ABC):
+    """A residual network of `stages`, each a sequence of blocks; parameters keep their library's names.
+
+    Batch norm's running statistics belong to the main network: only a pass of all blocks at full size
+    updates them, never a subnet's.
+
+    Attributes:
+        reduction: side of the input over side of the last feature map.
+        num_classes: outputs of the classifier.
+    """
+
+    reduction: int
+    num_classes: int
+
+    @property
+    @abstractmethod
+    def stages(self) -> Sequence[Sequence[nn.Module]]:
+        """The residual blocks of each stage."""
+
+    @property
+    @abstractmethod
+    def stem_modules(self) -> Sequence[nn.Module]:
+        """The modules that `stem` runs."""
+
+    @abstractmethod
+    def stem(self, x: Tensor) -> Tensor:
+        """[B, 3, H, W] images to the first stage's input."""
+
+    @abstractmethod
+    def head(self, x: Tensor) -> Tensor:
+        """The last stage's output to logits [B, num_classes]."""
+
+    @abstractmethod
+    def branch(self, block: nn.Module, x: Tensor) -> Tensor:
+        """A block without its shortcut."""
+
+    @abstractmethod
+    def shortcut(self, block: nn.Module, x: Tensor) -> Tensor:
+        """A block without its residual branch."""
+
+    @property
+    def depths(self) -> Depths:
+        """Blocks per stage."""
+        return tuple(len(stage) for stage in self.stages)
+
+    @property
+    def full(self) -> Subnet:
+        """The main network as a subnet of itself: every block."""
+        return ordered_subnet(self.depths)
+
+    def run_block(self, ref: BlockRef, x: Tensor) -> Tensor:
+        """Run one block, or one part of it."""
+        block = self.stages[ref.stage][ref.block]
+        if ref.part == Part.BRANCH:
+            return self.branch(block, x)
+        if ref.part == Part.SHORTCUT:
+            return self.shortcut(block, x)
+        return block(x)
+
+    def forward(self, x: Tensor, depths: Sequence[int] | Subnet | None = None) -> Tensor:
+        """Logits [B, num_classes] of the main network, or of one subnet.
+
+        Args:
+            x: images [B, 3, H, W].
+            depths: blocks kept per stage, or a `Subnet`; None: all.
+
+        Raises:
+            ValueError: depths that the network does not have.
+        """
+        return self.forward_tree(x, [self.depths if depths is None else depths])[0]
+
+    def forward_tree(self, x: Tensor, subnets: Sequence[Sequence[int] | Subnet]) -> list[Tensor]:
+        """Logits [B, num_classes] of each subnet on the same images, shared blocks run once.
+
+        Args:
+            x: images [B, 3, H, W].
+            subnets: depths (blocks kept per stage) or `Subnet`s. If the first is the main network, its
+                pass updates the running statistics.
+
+        Raises:
+            ValueError: a subnet that the network does not have.
+        """
+        tree = PrefixTree([self.as_subnet(subnet) for subnet in subnets])
+        return self.forward_trees([x], [tree])[0]
+
+    def forward_trees(self, inputs: Sequence[Tensor], trees: Sequence[PrefixTree]) -> list[list[Tensor]]:
+        """Logits of every subnet of every tree, each tree on its own input.
+
+        If the first subnet of the first tree is the main network, its pass runs first and updates the
+        running statistics; all other passes leave them alone.
+
+        Args:
+            inputs: images [B, 3, H, W], one tensor per tree.
+            trees: the subnets to run on each.
+
+        Returns:
+            For each tree, the logits [B, num_classes] of its subnets.
+        """
+        first = TreeWalk(self, trees[0], inputs[0], tracked=trees[0].subnets[0] == self.full)
+        with frozen_statistics(self):
+            rest = [TreeWalk(self, tree, x) for tree, x in zip(trees[1:], inputs[1:], strict=True)]
+            return [walk.finish() for walk in (first, *rest)]
+
+    def as_subnet(self, subnet: Sequence[int] | Subnet) -> Subnet:
+        """Depths or `Subnet` to a `Subnet` of this network.
+
+        Raises:
+            ValueError: it does not fit the network.
+        """
+        if all(isinstance(entry, int) for entry in subnet):
+            depths = tuple(subnet)
+            if len(depths) != len(self.depths) or not all(
+                1 <= depth <= full
+                for depth, full in zip(depths, self.depths, strict=True)  # type: ignore[operator]
+            ):
+                raise ValueError(f"depths are {depths}; allowed: 1 to {self.depths} blocks per stage")
+            return ordered_subnet(depths)  # type: ignore[arg-type]
+        outside = [ref for ref in subnet if not 0 <= ref[1] < len(self.stages[ref[0]])]  # type: ignore[index]
+        if outside:
+            raise ValueError(f"the subnet holds {outside[0]}; the network has {self.depths} blocks per stage")
+        return tuple(subnet)  # type: ignore[arg-type]
+
+
+class TreeWalk:
+    """One pass over a prefix tree; activations are released as soon as nothing reads them any more.
+
+    With `tracked` the first subnet runs on construction, as the main network: outside of any
+    `frozen_statistics`, so that its pass updates the running statistics.
+    """
+
+    def __init__(
+        self,
+        network: StagedNetwork,
+        tree: PrefixTree,
+        x: Tensor,
+        *,
+        tracked: bool = False,
+        before: BeforeNode | None = None,
+    ) -> None:
+        self.network, self.tree, self.before = network, tree, before
+        self.unread = list(tree.children)
+        self.logits: dict[int, Tensor] = {}
+        self.done = 0
+        self.activations: dict[int, Tensor] = {}
+        self.input = x
+        if tracked:
+            self._advance(tree.trunk)
+
+    def finish(self) -> list[Tensor]:
+        """Run what is left; the logits [B, num_classes] of each of the tree's subnets."""
+        self._advance(len(self.tree))
+        return [self.logits[leaf] for leaf in self.tree.leaves]
+
+    def _advance(self, stop: int) -> None:
+        leaves = set(self.tree.leaves)
+        if self.done == 0:
+            self._announce(ROOT)
+            self.activations[ROOT] = self.network.stem(self.input)
+            del self.input
+        for index in range(self.done, stop):
+            ref, parent = self.tree.nodes[index]
+            self._announce(index)
+            x = self.network.run_block(ref, self._read(parent))
+            if index in leaves:
+                self.logits[index] = self.network.head(x)
+            if self.unread[index]:
+                self.activations[index] = x
+        self.done = stop
+
+    def _announce(self, index: int) -> None:
+        if self.before is not None:
+            self.before(index)
+
+    def _read(self, index: int) -> Tensor:
+        self.unread[index] -= 1
+        return self.activations[index] if self.unread[index] else self.activations.pop(index)
+
+
+def batch_norms(module: nn.Module) -> list[_BatchNorm]:
+    """The batch-norm layers in a module, in definition order."""
+    return [layer for layer in module.modules() if isinstance(layer, _BatchNorm)]
+
+
+@contextmanager
+def frozen_statistics(module: nn.Module) -> Iterator[None]:
+    """Batch norm in training mode normalizes by the batch, but leaves the running statistics as they are."""
+    layers = [layer for layer in batch_norms(module) if layer.track_running_stats]
+    for layer in layers:
+        layer.track_running_stats = False
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.track_running_stats = True
+
+
+def initialize(network: nn.Module) -> None:
+    """Initialize as the published ST code: He fan-out normal convolutions, batch norm 1 and 0 in every
+    block, classifier normal with standard deviation 0.01 and no bias."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        elif isinstance(module, _BatchNorm):
+            nn.init.ones_(module.weight)
+            nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=0.01)
+            nn.init.zeros_(module.bias)
+
+
+class TreeForward(nn.Module):
+    """What DDP wraps: the one forward call of a training step."""
+
+    def __init__(self, network: StagedNetwork) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, inputs: Sequence[Tensor], trees: Sequence[PrefixTree]) -> list[list[Tensor]]:
+        """See `StagedNetwork.forward_trees`."""
+        return self.network.forward_trees(inputs, trees)
