@@ -1,0 +1,200 @@
+"""The command line: `fasttrain train|evaluate|recipes|show|data|demo|doctor`. Alone in knowing tyro."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+from rich.console import Console
+
+from .config import Config, to_dict
+from .errors import INTERRUPTED, ConfigError, OutOfMemoryError, RunError
+from .recipes import RECIPES, describe, recipe
+
+USAGE = """usage: fasttrain COMMAND ...
+
+  train RECIPE [--resume] [--section.field value ...]   train; RECIPE may be a run's config.json
+  evaluate RUN [--help]                                 evaluate a run's main network and subnets
+  recipes                                               list the recipes
+  show RECIPE [--section.field value ...]               print a recipe as JSON, overrides applied
+  data demo DIR                                         write the demo's digits as JPEGs
+  demo [DIR]                                            train CT and ST++ on the digits, compare (default runs/demo)
+  doctor                                                what this machine has, and what would be chosen
+
+fasttrain train RECIPE --help lists every field."""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run one command; exits with the status of `fasttrain.errors`."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(USAGE)
+        sys.exit(0 if arguments else 2)
+    try:
+        _dispatch(arguments[0], arguments[1:])
+    except RunError as error:
+        _fail(str(error), error.exit_status)
+    except KeyboardInterrupt:
+        _fail("interrupted", INTERRUPTED)
+
+
+def _dispatch(command: str, rest: list[str]) -> None:
+    commands: dict[str, Callable[[list[str]], None]] = {
+        "train": _train,
+        "evaluate": _evaluate,
+        "recipes": _recipes,
+        "show": _show,
+        "data": _data,
+        "demo": _demo,
+        "doctor": _doctor,
+    }
+    if command not in commands:
+        raise ConfigError(f"unknown command {command!r}; allowed: {', '.join(commands)}")
+    commands[command](rest)
+
+
+def _fail(message: str, status: int) -> None:
+    if int(os.environ.get("RANK", 0)) == 0:
+        print(f"fasttrain: {message}", file=sys.stderr)
+    sys.exit(status)
+
+
+def _configure(command: str, rest: list[str]) -> Config:
+    if not rest or rest[0].startswith("-"):
+        raise ConfigError(f"{command} needs a recipe; allowed: {', '.join(RECIPES)}, or a run's config.json")
+    overrides = ["--run.resume" if entry == "--resume" else entry for entry in rest[1:]]
+    return tyro.cli(
+        Config,
+        prog=f"fasttrain {command} {rest[0]}",
+        description=f"Recipe {rest[0]}: every field and its value there.",
+        default=recipe(rest[0]),
+        args=overrides,
+    )
+
+
+def _train(rest: list[str]) -> None:
+    config = _configure("train", rest)
+    import torch
+
+    from .trainer import train
+
+    try:
+        train(config)
+    except torch.OutOfMemoryError:
+        peak = torch.cuda.max_memory_allocated() / 2**30
+        raise OutOfMemoryError(
+            f"out of GPU memory at {peak:.1f} GiB with run.batch {config.run.batch}; lower --run.batch"
+        ) from None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Evaluate:
+    """Evaluate a run's main network and its subnets."""
+
+    run: Annotated[Path, tyro.conf.Positional]
+    """The run's folder, or one checkpoint file."""
+    checkpoint: Literal["best", "last"] = "best"
+    """Which of the folder's checkpoints."""
+    val: str = ""
+    """Validation images; empty: as in the run."""
+    train: str = ""
+    """Training images for the batch-norm statistics; empty: as in the run."""
+    subnets: int = -1
+    """How many subnets of the run's space; -1 all, 0 none."""
+    statistics: Literal["reestimated", "main", "both"] = "reestimated"
+    """Whose batch-norm statistics the subnets run with."""
+    batch: int = 0
+    """Images per process and batch; 0: as in the run."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to compute."""
+    output: str = ""
+    """A JSON file for the result, each subnet's accuracy included."""
+
+
+def _evaluate(rest: list[str]) -> None:
+    options = tyro.cli(_Evaluate, prog="fasttrain evaluate", args=rest)
+    if options.subnets < -1 or options.batch < 0:
+        raise ConfigError(f"--subnets {options.subnets} --batch {options.batch}; allowed: at least -1, at least 0")
+    from .reevaluate import evaluate_checkpoint
+    from .trainer import subnets_line
+
+    path = options.run
+    if not path.is_file():
+        path = path / "checkpoints" / f"{options.checkpoint}.pt"
+    verdict = evaluate_checkpoint(
+        path,
+        train=options.train,
+        val=options.val,
+        subnets=options.subnets,
+        statistics=options.statistics,
+        batch=options.batch,
+        device=options.device,
+    )
+    if int(os.environ.get("RANK", 0)) != 0:
+        return
+    main_accuracy = verdict.main
+    print(
+        f"{verdict.path}: Top-1 {main_accuracy.top1:.3f} %, Top-5 {main_accuracy.top5:.3f} %, "
+        f"loss {main_accuracy.loss:.4f}, {main_accuracy.images} images"
+    )
+    for report in verdict.subnets:
+        print(subnets_line(report))
+    if options.output:
+        _write_verdict(verdict, Path(options.output))
+
+
+def _write_verdict(verdict: object, path: Path) -> None:
+    from dataclasses import asdict
+
+    try:
+        path.write_text(json.dumps(asdict(verdict), indent=2, default=str) + "\n")  # type: ignore[call-overload]
+    except OSError as error:
+        raise ConfigError(f"cannot write --output {path}: {error.strerror}") from None
+
+
+def _recipes(rest: list[str]) -> None:
+    _expect_nothing("recipes", rest)
+    width = max(map(len, RECIPES))
+    for name in RECIPES:
+        print(f"{name:{width}}  {describe(name)}")
+
+
+def _show(rest: list[str]) -> None:
+    print(json.dumps(to_dict(_configure("show", rest)), indent=2))
+
+
+def _data(rest: list[str]) -> None:
+    if len(rest) != 2 or rest[0] != "demo":
+        raise ConfigError(f"data {' '.join(rest)}; allowed: data demo DIR")
+    from .pipelines.digits import write_digits
+
+    write_digits(Path(rest[1]))
+    print(f"{rest[1]}/train and {rest[1]}/test hold the digits")
+
+
+def _demo(rest: list[str]) -> None:
+    if len(rest) > 1 or (rest and rest[0].startswith("-")):
+        raise ConfigError(f"demo {' '.join(rest)}; allowed: demo [DIR]")
+    from .demo import run_demo
+
+    run_demo(Path(rest[0] if rest else "runs/demo"))
+
+
+def _doctor(rest: list[str]) -> None:
+    _expect_nothing("doctor", rest)
+    from .doctor import report
+
+    console = Console(soft_wrap=True, highlight=False)
+    for subject, finding in report():
+        console.print(f"{subject:12} {finding}", markup=False)
+
+
+def _expect_nothing(command: str, rest: list[str]) -> None:
+    if rest:
+        raise ConfigError(f"{command} takes no arguments, got {' '.join(rest)}")

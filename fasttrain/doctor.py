@@ -1,0 +1,70 @@
+"""What this machine has, and what the trainer would choose on it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import platform
+from collections.abc import Iterator
+
+import torch
+
+from .config import Run
+from .hardware import choose_device, choose_precision, describe
+
+
+def report() -> Iterator[tuple[str, str]]:
+    """Pairs of a subject and what was found."""
+    yield "Python", platform.python_version()
+    yield "torch", torch.__version__
+    yield "CUDA", f"{torch.version.cuda}, {'usable' if torch.cuda.is_available() else 'no GPU that torch can use'}"
+    for index in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(index)
+        yield f"GPU {index}", f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB"
+    yield "DALI", _version("nvidia-dali-cuda130", "nvidia-dali-cuda120")
+    yield "triton", _version("triton")
+    yield "timm", _version("timm")
+    yield "NVML", _nvml()
+    yield "apex", apex()
+    device = choose_device("auto")
+    yield "chosen here", describe(device, choose_precision("auto", device), Run().tf32)
+
+
+def apex() -> str:
+    """Whether NVIDIA's apex is installed; PyPI's package of that name is a web toolkit."""
+    if importlib.util.find_spec("apex") is None:
+        return "not installed (optional)"
+    if importlib.util.find_spec("apex.optimizers") is not None:
+        return "NVIDIA's"
+    try:
+        summary = importlib.metadata.metadata("apex")["Summary"]
+    except importlib.metadata.PackageNotFoundError:
+        summary = "no distribution metadata"
+    return (
+        f"warning: another package of that name ({summary}), not NVIDIA's; PyPI's 'apex' is unrelated: "
+        "pip uninstall apex, and build NVIDIA's from its source or use an NGC container"
+    )
+
+
+def _version(*distributions: str) -> str:
+    for name in distributions:
+        try:
+            return f"{importlib.metadata.version(name)} ({name})"
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return f"missing: {distributions[0]}"
+
+
+def _nvml() -> str:
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+        try:
+            return f"driver {pynvml.nvmlSystemGetDriverVersion()}, {pynvml.nvmlDeviceGetCount()} GPUs"
+        finally:
+            pynvml.nvmlShutdown()
+    except ImportError:
+        return "missing: nvidia-ml-py"
+    except pynvml.NVMLError as error:
+        return f"not usable here ({error})"

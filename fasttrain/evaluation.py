@@ -1,0 +1,255 @@
+"""Accuracy of the main network and of its subnets, and batch-norm statistics re-estimated for each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from statistics import fmean, pstdev
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from .distributed import sum_over_processes
+from .errors import DataError
+from .hardware import Precision
+from .models import StagedNetwork, TreeWalk, batch_norms, frozen_statistics
+from .subnets import ROOT, Depths, PrefixTree, Subnet, depths_of
+
+
+@dataclass(frozen=True, slots=True)
+class Accuracy:
+    """Of one network over a validation set: Top-1 and Top-5 in percent, mean cross-entropy, image count."""
+
+    top1: float
+    top5: float
+    loss: float
+    images: int
+
+
+class NodeStatistics:
+    """Batch-norm mean and variance of each node of a prefix tree.
+
+    A node's statistics depend only on what is upstream of it, so that subnets that share a node share its
+    statistics too, and all subnets of a space cost one walk.
+    """
+
+    def __init__(self, network: StagedNetwork, tree: PrefixTree) -> None:
+        """Start empty, for one network and tree."""
+        self.layers = {ROOT: [bn for module in network.stem_modules for bn in batch_norms(module)]}
+        for index, node in enumerate(tree.nodes):
+            self.layers[index] = batch_norms(network.stages[node.ref.stage][node.ref.block])
+        self.images = torch.zeros((), dtype=torch.float64)
+        self.sums: dict[tuple[int, _BatchNorm], Tensor] = {}
+        self.current = ROOT
+
+    @contextmanager
+    def recording(self) -> Iterator[None]:
+        """Each batch-norm call inside adds its batch's mean and variance, weighted by the batch size."""
+        every = {layer for layers in self.layers.values() for layer in layers}
+        handles = [layer.register_forward_pre_hook(self._record) for layer in every]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _record(self, layer: nn.Module, args: tuple[Tensor, ...]) -> None:
+        x = args[0].float()
+        variance, mean = torch.var_mean(x, dim=(0, 2, 3), correction=0)
+        assert isinstance(layer, _BatchNorm)
+        key = (self.current, layer)
+        moments = torch.stack((mean, variance)) * len(x)
+        self.sums[key] = self.sums[key] + moments if key in self.sums else moments
+
+    def enter(self, node: int) -> None:
+        """The walk's `before`, while recording."""
+        self.current = node
+
+    def load(self, node: int) -> None:
+        """The walk's `before`, while evaluating: point the node's layers at its own statistics."""
+        for layer in self.layers[node]:
+            moments = self.sums.get((node, layer))
+            if moments is not None:  # None: a layer that this part of a block does not run
+                layer.running_mean, layer.running_var = moments / self.images.to(moments)
+
+
+@contextmanager
+def _evaluating(network: StagedNetwork) -> Iterator[None]:
+    """Evaluation mode without gradients; mode and running statistics as before afterwards."""
+    training = network.training
+    layers = batch_norms(network)
+    kept = [(layer.running_mean, layer.running_var) for layer in layers]
+    network.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for layer, (mean, variance) in zip(layers, kept, strict=True):
+            layer.running_mean, layer.running_var = mean, variance
+        network.train(training)
+
+
+def estimate_statistics(
+    network: StagedNetwork,
+    subnets: Sequence[Subnet],
+    batches: Iterable[Tensor],
+    precision: Precision,
+) -> NodeStatistics:
+    """Batch-norm statistics of each subnet, as the published code re-estimates the main network's.
+
+    Means and (biased) variances of each batch, normalized by its own statistics upstream, averaged over
+    the batches by their size and over all processes.
+
+    Args:
+        network: its mode and running statistics are left as they are.
+        subnets: evaluated together afterwards; see `evaluate`.
+        batches: images [B, 3, H, W], augmented as in training.
+        precision: of the forward pass.
+
+    Raises:
+        DataError: no images.
+    """
+    tree = PrefixTree(subnets)
+    statistics = NodeStatistics(network, tree)
+    images = 0
+    with _evaluating(network), frozen_statistics(network), statistics.recording():
+        for layer in batch_norms(network):
+            layer.train()
+        for batch in batches:
+            images += len(batch)
+            with precision.autocast():
+                TreeWalk(network, tree, batch, before=statistics.enter).finish()
+    if not images:
+        raise DataError("no training images to re-estimate batch-norm statistics from")
+    statistics.images += images
+    if statistics.sums:
+        device = next(iter(statistics.sums.values())).device
+        statistics.images = statistics.images.to(device)
+    sum_over_processes([statistics.images, *statistics.sums.values()])
+    return statistics
+
+
+def use_statistics(network: StagedNetwork, statistics: NodeStatistics) -> None:
+    """Write statistics that were estimated for the main network alone into its running statistics."""
+    for (_, layer), moments in statistics.sums.items():
+        assert layer.running_mean is not None
+        assert layer.running_var is not None
+        mean, variance = moments / statistics.images.to(moments)
+        layer.running_mean.copy_(mean)
+        layer.running_var.copy_(variance)
+
+
+def evaluate(
+    network: StagedNetwork,
+    subnets: Sequence[Subnet],
+    batches: Iterable[tuple[Tensor, Tensor]],
+    precision: Precision,
+    statistics: NodeStatistics | None = None,
+) -> list[Accuracy]:
+    """Accuracy of each subnet, all in one walk over their prefix tree, over all processes.
+
+    Args:
+        network: its mode and running statistics are left as they are.
+        subnets: `[network.full]` for the main network.
+        batches: images [B, 3, H, W] and targets, int64 [B]; B may be 0.
+        precision: of the forward pass.
+        statistics: of these very subnets (`estimate_statistics`); None: the running statistics.
+
+    Raises:
+        DataError: no images.
+    """
+    tree = PrefixTree(subnets)
+    device = next(network.parameters()).device
+    sums = torch.zeros(len(subnets), 4, dtype=torch.float64, device=device)
+    with _evaluating(network):
+        for images, targets in batches:
+            if len(images):
+                with precision.autocast():
+                    walk = TreeWalk(network, tree, images, before=statistics.load if statistics else None)
+                    logits = walk.finish()
+                sums += torch.stack([_counts(each.float(), targets) for each in logits])
+    sum_over_processes([sums])
+    if not sums[0, 3]:
+        raise DataError("no validation images to evaluate on")
+    return [
+        Accuracy(100 * top1 / count, 100 * top5 / count, loss / count, int(count))
+        for top1, top5, loss, count in sums.tolist()
+    ]
+
+
+def _counts(logits: Tensor, targets: Tensor) -> Tensor:
+    """Top-1 hits, Top-5 hits, summed cross-entropy and image count of one batch [4], float64."""
+    hits = logits.topk(min(5, logits.shape[1]), dim=1).indices == targets[:, None]
+    loss = F.cross_entropy(logits, targets, reduction="sum")
+    count = torch.full_like(loss, len(targets))
+    return torch.stack((hits[:, 0].sum(), hits.sum(), loss, count)).double()
+
+
+@dataclass(frozen=True, slots=True)
+class SubnetReport:
+    """Top-1 of many subnets, in percent.
+
+    Attributes:
+        statistics: whose batch-norm statistics they ran with: `reestimated` (own) or `main`.
+        depths: blocks per stage of each.
+        top1: of each.
+    """
+
+    statistics: str
+    depths: list[Depths]
+    top1: list[float]
+
+    @property
+    def mean(self) -> float:
+        """Mean over the subnets."""
+        return fmean(self.top1)
+
+    @property
+    def deviation(self) -> float:
+        """Standard deviation over the subnets."""
+        return pstdev(self.top1)
+
+    @property
+    def worst(self) -> float:
+        """The least."""
+        return min(self.top1)
+
+    def summary(self) -> dict[str, float | str | int]:
+        """For metrics and tables."""
+        return {
+            "statistics": self.statistics,
+            "subnets": len(self.top1),
+            "mean": self.mean,
+            "deviation": self.deviation,
+            "worst": self.worst,
+        }
+
+
+def evaluate_subnets(
+    network: StagedNetwork,
+    subnets: Sequence[Subnet],
+    validation: Callable[[], Iterable[tuple[Tensor, Tensor]]],
+    calibration: Callable[[], Iterable[Tensor]],
+    precision: Precision,
+    statistics: str,
+) -> list[SubnetReport]:
+    """Top-1 of each subnet with its own batch-norm statistics, the main network's, or both in turn.
+
+    Args:
+        network: the main network.
+        subnets: of it.
+        validation: gives images and targets, as `evaluate` takes them.
+        calibration: gives augmented training images, as `estimate_statistics` takes them.
+        precision: of the forward passes.
+        statistics: `reestimated`, `main` or `both`.
+    """
+    reports = []
+    for kind in ("reestimated", "main") if statistics == "both" else (statistics,):
+        own = estimate_statistics(network, subnets, calibration(), precision) if kind == "reestimated" else None
+        accuracies = evaluate(network, subnets, validation(), precision, own)
+        depths = [depths_of(subnet, len(network.depths)) for subnet in subnets]
+        reports.append(SubnetReport(kind, depths, [accuracy.top1 for accuracy in accuracies]))
+    return reports

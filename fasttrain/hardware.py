@@ -1,0 +1,85 @@
+"""What the trainer chooses on a machine: device and precision."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import torch
+
+from .config import Run
+from .errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class Precision:
+    """Arithmetic of forward and backward; weights, optimizer and losses stay in float32.
+
+    Attributes:
+        name: bf16, fp16 or fp32.
+        device_type: cpu or cuda.
+    """
+
+    name: str
+    device_type: str
+
+    def autocast(self) -> AbstractContextManager[None]:
+        """The context of a forward pass."""
+        dtype = torch.float16 if self.name == "fp16" else torch.bfloat16
+        return torch.autocast(self.device_type, dtype, enabled=self.name != "fp32")
+
+    @property
+    def image_dtype(self) -> torch.dtype:
+        """What the loader should hand over: half the bytes where the first convolution casts anyway."""
+        return torch.float32 if self.name == "fp32" else torch.float16
+
+
+def choose_device(setting: str, local_rank: int = 0) -> torch.device:
+    """The device of one process.
+
+    Raises:
+        ConfigError: CUDA asked for where there is none, or fewer GPUs than processes.
+    """
+    if setting == "cpu" or (setting == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise ConfigError("run.device is 'cuda'; allowed here: cpu (torch sees no GPU)")
+    if local_rank >= torch.cuda.device_count():
+        raise ConfigError(f"process {local_rank} of this machine needs a GPU of its own; torch sees "
+                          f"{torch.cuda.device_count()}")
+    return torch.device("cuda", local_rank)
+
+
+def choose_precision(setting: str, device: torch.device) -> Precision:
+    """`setting`, or for `auto` what the device computes in hardware: bf16, else fp16 (GPU), else fp32."""
+    if setting == "auto":
+        if device.type == "cuda":
+            setting = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+        else:
+            setting = "bf16" if cpu_has_bf16() else "fp32"
+    return Precision(setting, device.type)
+
+
+def cpu_has_bf16() -> bool:
+    """Whether the CPU multiplies bf16 in hardware; without it oneDNN emulates, 10 times slower than float32."""
+    flags = torch.cpu.get_capabilities()
+    return bool(flags.get("amx_bf16") or flags.get("avx512_bf16"))
+
+
+def configure_backends(run: Run, device: torch.device) -> None:
+    """TF32 and cuDNN's search for the fastest convolution, as `run` says."""
+    if device.type != "cuda":
+        return
+    torch.cuda.set_device(device)
+    precision = "tf32" if run.tf32 else "ieee"
+    torch.backends.cuda.matmul.fp32_precision = precision
+    torch.backends.cudnn.conv.fp32_precision = precision
+    torch.backends.cudnn.benchmark = True
+
+
+def describe(device: torch.device, precision: Precision, tf32: bool) -> str:
+    """One line for the log."""
+    if device.type == "cpu":
+        return f"CPU, {torch.get_num_threads()} threads, {precision.name}"
+    name = torch.cuda.get_device_name(device)
+    return f"{name}, {precision.name}, TF32 {'on' if tf32 else 'off'} for float32 work"

@@ -1,0 +1,47 @@
+"""Named recipes: functions that return a complete `Config`. One with published numbers never changes meaning."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from ..config import Config, from_dict
+from ..errors import ConfigError
+from . import cifar, demo, imagenet
+
+RECIPES: dict[str, Callable[[], Config]] = {
+    **imagenet.RECIPES,
+    **cifar.RECIPES,
+    **demo.RECIPES,
+}
+
+
+def recipe(name: str) -> Config:
+    """The configuration of a named recipe, or of an earlier run (a path ending in .json).
+
+    Raises:
+        ConfigError: no such recipe or file, or a file that holds no configuration.
+    """
+    if name.endswith(".json"):
+        return _from_file(Path(name))
+    if name not in RECIPES:
+        raise ConfigError(f"unknown recipe {name!r}; allowed: {', '.join(RECIPES)}, or a run's config.json")
+    return RECIPES[name]()
+
+
+def describe(name: str) -> str:
+    """The first line of a recipe's documentation."""
+    return (RECIPES[name].__doc__ or "").strip().splitlines()[0]
+
+
+def _from_file(path: Path) -> Config:
+    try:
+        values = json.loads(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"cannot read the configuration {path}: {error.strerror}") from None
+    except ValueError as error:
+        raise ConfigError(f"{path} is not JSON: {error}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} holds no configuration")
+    return from_dict(values)

@@ -1,0 +1,70 @@
+"""CIFAR-10 recipes: ResNet-56 (He et al. 2016, section 4.2) by CT, ST and ST++.
+
+Optimizer and augmentation follow He et al.; the cosine schedule, its 200 epochs and the subnets' sizes are
+this project's choice, since the ST papers do not state them for this network.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from ..config import Config, Data, Evaluation, Method, Model, Optim, Run
+
+CIFAR_SIZES = (16, 20, 24, 28, 32)
+"""0.43 * 32 = 13 to 32 in the published rule, in steps that the network's stride of 4 divides."""
+
+
+def cifar10_resnet56_ct() -> Config:
+    """CIFAR-10, ResNet-56, common training."""
+    return Config(
+        recipe="cifar10-resnet56-ct",
+        data=Data(
+            augmentation="small",
+            crop=32,
+            padding=4,  # He et al. 2016, section 4.2
+            flip=0.5,
+            jitter=0.0,
+            lighting=0.0,
+            val_resize=32,
+            val_crop=32,
+            mean=(0.4914, 0.4822, 0.4465),  # of the training images
+            std=(0.2470, 0.2435, 0.2616),
+            num_classes=10,
+        ),
+        model=Model(name="cifar_resnet56"),
+        method=Method(name="common"),
+        optim=Optim(lr=0.1, momentum=0.9, weight_decay=1e-4),  # He et al. 2016, section 4.2
+        evaluation=Evaluation(every=10, batch=500, subnets=-1),
+        run=Run(epochs=200, batch=128),  # batch: He et al. 2016, section 4.2
+    )
+
+
+def cifar10_resnet56_st() -> Config:
+    """CIFAR-10, ResNet-56, stimulative training, one subnet per step."""
+    return replace(
+        cifar10_resnet56_ct(),
+        recipe="cifar10-resnet56-st",
+        method=Method(name="stimulative", subnets=1, normalize="none"),
+    )
+
+
+def cifar10_resnet56_stpp() -> Config:
+    """CIFAR-10, ResNet-56, ST++: three subnets per step on one smaller batch."""
+    return replace(
+        cifar10_resnet56_ct(),
+        recipe="cifar10-resnet56-stpp",
+        method=Method(
+            name="stimulative",
+            subnets=3,
+            subnet_inputs="downscaled",
+            sizes=CIFAR_SIZES,
+            normalize="layer_norm",
+        ),
+    )
+
+
+RECIPES = {
+    "cifar10-resnet56-ct": cifar10_resnet56_ct,
+    "cifar10-resnet56-st": cifar10_resnet56_st,
+    "cifar10-resnet56-stpp": cifar10_resnet56_stpp,
+}

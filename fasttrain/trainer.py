@@ -1,0 +1,368 @@
+"""The training loop.
+
+    folders, network, loader, step <- built from the configuration
+    restore the last checkpoint, if this run is resumed
+    for each epoch:
+        for each batch of the loader:                      # full [B,3,H,W], small list of [B,3,h,h], targets [B]
+            learning rate <- schedule(step)
+            plan <- method.plan(batch)                     # subnets drawn, merged into prefix trees
+            logits <- network(plan.inputs, plan.trees)     # ONE forward under autocast, through DDP
+            loss <- method.loss(logits, plan, targets)     # main cross-entropy, and KL of each subnet to main
+            backward, clip, optimizer, weight average      # ONE backward; gradients reduce meanwhile
+            every `log_every` steps: metrics, and stop if the loss is not finite
+        every `evaluation.every` epochs: main network on the validation images
+        save `last`, and `best` when it is
+    subnets on the validation images
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import build, checkpoint, distributed
+from .config import Config, to_dict
+from .distributed import Process
+from .errors import CheckpointError, NonFiniteError
+from .evaluation import Accuracy, SubnetReport, estimate_statistics, evaluate, evaluate_subnets, use_statistics
+from .hardware import choose_precision, configure_backends, describe
+from .models import StagedNetwork
+from .pipelines.loader import EvalLoader
+from .step import StepResult
+from .telemetry import Log, RunFolder, Stopwatch
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """How a run ended.
+
+    Attributes:
+        folder: the run's folder.
+        main: the main network's last accuracy; None without validation images.
+        subnets: one report per kind of batch-norm statistics.
+        images_per_second: training throughput over all processes, evaluation excluded; 0 if no step ran.
+    """
+
+    folder: str
+    main: Accuracy | None
+    subnets: list[SubnetReport]
+    images_per_second: float
+
+
+@dataclass(slots=True)
+class Position:
+    """Where a run stands: the next epoch, the next step in it, and the steps done."""
+
+    epoch: int = 0
+    step: int = 0
+    global_step: int = 0
+
+
+def train(config: Config) -> Summary:
+    """Train as configured; under torchrun, one of the processes of the run.
+
+    Raises:
+        RunError: see `fasttrain.errors`; the run folder keeps its checkpoints.
+    """
+    process = distributed.start(config.run.device)
+    try:
+        return Trainer(config, process).fit()
+    finally:
+        distributed.stop()
+
+
+class Trainer:
+    """A run in one process."""
+
+    def __init__(self, config: Config, process: Process) -> None:
+        """Build all parts; nothing is written before all of them fit."""
+        self.config, self.process = config, process
+        configure_backends(config.run, process.device)
+        self.precision = choose_precision(config.run.precision, process.device)
+        self.folders = build.find_images(config, process)
+        self.network = build.build_network(config, len(self.folders.train.classes), process.device)
+        self.loader = build.build_train_loader(config, self.folders.train, process, self.precision.image_dtype)
+        self.step = build.build_step(config, self.network, process, self.precision, self.loader.steps_per_epoch)
+        self.subnets = build.subnets_to_evaluate(config, self.network, config.evaluation.subnets)
+        self.validation: EvalLoader | None = None
+        self.position = Position()
+        self.main: Accuracy | None = None
+        self.best = -math.inf
+        self.trained = (0, 0.0)  # images and seconds
+        self.folder = RunFolder(config)
+        if process.is_main:
+            self.folder.create(config)
+        self.log = Log(self.folder if process.is_main else None)
+
+    def fit(self) -> Summary:
+        """Train to the end; see the pseudocode above."""
+        if self.config.run.resume:
+            self._restore()
+        self._announce()
+        self._status("running")
+        while not self._finished():
+            self._train_epoch()
+            if self._due():
+                self._evaluate_main()
+            self._save()
+        summary = self._summarize()
+        self._status("done")
+        self.close()
+        return summary
+
+    def close(self) -> None:
+        """Free the pipelines."""
+        self.loader.close()
+        if self.validation is not None:
+            self.validation.close()
+
+    # Training
+
+    def _train_epoch(self) -> None:
+        position, steps = self.position, self.loader.steps_per_epoch
+        self.log.start_epoch(position.epoch, self.config.run.epochs, steps, position.step)
+        interval = Interval(self.process.device)
+        batches = self.loader.epoch(position.epoch, position.step)
+        try:
+            while position.step < steps and not self._out_of_steps():
+                with interval.watch.waiting():
+                    batch = next(batches)
+                result = self.step(
+                    batch.images,
+                    batch.small,
+                    batch.targets,
+                    epoch=position.epoch,
+                    step=position.step,
+                    global_step=position.global_step,
+                )
+                position.step += 1
+                position.global_step += 1
+                interval.add(result, len(batch.targets))
+                self.log.advance()
+                last = position.step == steps or self._out_of_steps()
+                if last or position.global_step % self.config.run.log_every == 0:
+                    self._report(interval)
+        finally:
+            self.log.end_epoch()
+        if position.step == steps:
+            position.epoch, position.step = position.epoch + 1, 0
+
+    def _report(self, interval: Interval) -> None:
+        metrics = interval.collect()
+        images, seconds = interval.images * self.process.world, metrics.pop("seconds")
+        self.trained = (self.trained[0] + images, self.trained[1] + seconds)
+        if not math.isfinite(metrics["loss"]):
+            raise NonFiniteError(
+                f"the loss became {metrics['loss']} within the steps up to {self.position.global_step}; "
+                f"the checkpoints in {self.folder.last.parent} are from before. A lower --optim.lr, "
+                "--optim.warmup-epochs or --optim.clip may help"
+            )
+        metrics["images_per_second"] = images / seconds
+        if self.process.is_main:
+            self.folder.record("train", **asdict(self.position), **metrics)
+        self.log.metrics(_metrics_line(self.position, metrics))
+        interval.restart()
+
+    def _out_of_steps(self) -> bool:
+        return 0 < self.config.run.max_steps <= self.position.global_step
+
+    def _finished(self) -> bool:
+        return self.position.epoch >= self.config.run.epochs or self._out_of_steps()
+
+    # Evaluation
+
+    @property
+    def evaluated(self) -> StagedNetwork:
+        """The network that is judged: the weight average where there is one."""
+        return self.network if self.step.ema is None else self.step.ema.module  # type: ignore[return-value]
+
+    def _due(self) -> bool:
+        every = self.config.evaluation.every
+        return self._finished() or (self.position.step == 0 and self.position.epoch % every == 0)
+
+    def _evaluate_main(self) -> None:
+        if self.folders.val is None:
+            return
+        network = self.evaluated
+        distributed.average_running_statistics(network)
+        if self.config.evaluation.reestimate:
+            own = estimate_statistics(network, [network.full], self._calibration(), self.precision)
+            use_statistics(network, own)
+        self.main = evaluate(network, [network.full], self._validation(), self.precision)[0]
+        if self.process.is_main:
+            self.folder.record("evaluation", **asdict(self.position), **asdict(self.main))
+        self.log.line(
+            f"epoch {self.position.epoch}: validation Top-1 {self.main.top1:.3f} %, "
+            f"Top-5 {self.main.top5:.3f} %, loss {self.main.loss:.4f}, {self.main.images} images"
+        )
+
+    def _evaluate_subnets(self) -> list[SubnetReport]:
+        if self.folders.val is None or not self.subnets:
+            return []
+        reports = evaluate_subnets(
+            self.evaluated,
+            self.subnets,
+            self._validation,
+            self._calibration,
+            self.precision,
+            self.config.evaluation.statistics,
+        )
+        for report in reports:
+            if self.process.is_main:
+                each = {"depths": report.depths, "top1": report.top1}
+                self.folder.record("subnets", **asdict(self.position), **report.summary(), **each)
+            self.log.line(subnets_line(report))
+        return reports
+
+    def _validation(self) -> Iterator[tuple[Tensor, Tensor]]:
+        assert self.folders.val is not None
+        if self.validation is None:
+            self.validation = build.build_eval_loader(
+                self.config, self.folders.val, self.process, self.precision.image_dtype
+            )
+        return ((batch.images, batch.targets) for batch in self.validation)
+
+    def _calibration(self) -> Iterator[Tensor]:
+        return build.calibration_batches(
+            self.config, self.folders.train, self.process, self.precision.image_dtype, self.position.epoch
+        )
+
+    # State
+
+    def _save(self) -> None:
+        if not self.process.is_main:
+            return
+        better = self.main is not None and self.main.top1 > self.best
+        if self.main is not None and better:
+            self.best = self.main.top1
+        state = self._state()
+        checkpoint.save(self.folder.last, state)
+        if better:
+            checkpoint.save(self.folder.best, state)
+
+    def _state(self) -> dict[str, Any]:
+        ema = self.step.ema
+        return {
+            "config": to_dict(self.config),
+            "classes": list(self.folders.train.classes),
+            "world": self.process.world,
+            "position": asdict(self.position),
+            "best": self.best,
+            "network": self.network.state_dict(),
+            "optimizer": self.step.optimizer.state_dict(),
+            "scaler": self.step.scaler.state_dict(),
+            "ema": None if ema is None else ema.state_dict(),
+        }
+
+    def _restore(self) -> None:
+        state = checkpoint.load(self.folder.last)
+        if state["classes"] != list(self.folders.train.classes):
+            raise CheckpointError(f"{self.folder.last} was trained on other classes than {self.config.data.train}")
+        if (state["ema"] is None) != (self.step.ema is None):
+            raise CheckpointError(f"{self.folder.last} was trained {'with' if state['ema'] else 'without'} optim.ema")
+        checkpoint.load_state(self.network, state["network"], self.folder.last)
+        self.step.optimizer.load_state_dict(state["optimizer"])
+        self.step.scaler.load_state_dict(state["scaler"])
+        if self.step.ema is not None:
+            self.step.ema.load_state_dict(state["ema"])
+        self.position = Position(**state["position"])
+        self.best = state["best"]
+        if self.process.is_main:
+            self.folder.drop_records_after(self.position.global_step)
+        self.log.line(f"resumed from {self.folder.last} at step {self.position.global_step}")
+
+    def _status(self, state: str) -> None:
+        if self.process.is_main:
+            self.folder.status(state, **asdict(self.position))
+
+    # Words
+
+    def _announce(self) -> None:
+        config, folders = self.config, self.folders
+        images = f"{len(folders.train.files)} training images of {len(folders.train.classes)} classes"
+        if folders.val is None:
+            images += ", no validation images (data.val is empty): nothing will be evaluated"
+        else:
+            images += f", {len(folders.val.files)} validation images"
+        self.log.line(f"{config.recipe or 'run'}: {config.model.name}, {config.method.name} training, {images}")
+        self.log.line(
+            f"{describe(self.process.device, self.precision, config.run.tf32)}, {self.process.world} processes, "
+            f"global batch {config.run.batch}, {self.loader.steps_per_epoch} steps per epoch"
+        )
+        own = config.run.batch // self.process.world
+        meant = config.run.batch_norm_batch
+        if meant and own != meant:
+            self.log.line(
+                f"warning: batch norm works over {own} images per process; the recipe means {meant}, so its "
+                "published accuracy may not be met"
+            )
+
+    def _summarize(self) -> Summary:
+        reports = self._evaluate_subnets()
+        images, seconds = self.trained
+        throughput = images / seconds if seconds else 0.0
+        self.log.line(f"done: {images} images in {seconds:.1f} s of training, {throughput:.1f} images/s")
+        return Summary(str(self.folder.path), self.main, reports, throughput)
+
+
+class Interval:
+    """Sums over the steps between two reports, kept on the device until they are read."""
+
+    def __init__(self, device: torch.device) -> None:
+        """Start."""
+        self.device = device
+        self.watch = Stopwatch()
+        self.restart()
+
+    def restart(self) -> None:
+        """Forget the sums."""
+        self.steps = self.images = 0
+        self.sums = torch.zeros(4, device=self.device)
+        self.lr = 0.0
+
+    def add(self, result: StepResult, images: int) -> None:
+        """Take one step in."""
+        loss = result.loss
+        subnets = loss.subnets.mean() if len(loss.subnets) else loss.main.new_zeros(())
+        self.sums += torch.stack((loss.total, loss.main, subnets, result.hits)).float()
+        self.steps += 1
+        self.images += images
+        self.lr = result.lr
+
+    def collect(self) -> dict[str, float]:
+        """Means over all processes; the one place where the host waits for the device."""
+        sums = torch.cat((self.sums, self.sums.new_tensor([self.steps, self.images])))
+        distributed.sum_over_processes([sums])
+        total, main, subnets, hits, steps, images = sums.tolist()
+        seconds, waiting = self.watch.lap()
+        return {
+            "loss": total / steps,
+            "main_loss": main / steps,
+            "subnet_loss": subnets / steps,
+            "train_top1": 100 * hits / images,
+            "lr": self.lr,
+            "data_wait": waiting,
+            "seconds": seconds,
+        }
+
+
+def subnets_line(report: SubnetReport) -> str:
+    """One line on the subnets' accuracy."""
+    whose = "their own" if report.statistics == "reestimated" else "the main network's"
+    return (
+        f"{len(report.top1)} subnets with {whose} batch-norm statistics: Top-1 mean {report.mean:.2f} %, "
+        f"deviation {report.deviation:.2f}, worst {report.worst:.2f} %"
+    )
+
+
+def _metrics_line(position: Position, metrics: dict[str, float]) -> str:
+    return (
+        f"step {position.global_step}  loss {metrics['loss']:.4f}  main {metrics['main_loss']:.4f}  "
+        f"subnets {metrics['subnet_loss']:.4f}  Top-1 {metrics['train_top1']:.1f} %  lr {metrics['lr']:.4g}  "
+        f"{metrics['images_per_second']:.1f} images/s  data wait {100 * metrics['data_wait']:.1f} %"
+    )
