@@ -85,7 +85,9 @@ def build_network(config: Config, classes: int, device: torch.device) -> StagedN
     return network.to(device=device, memory_format=memory_format)  # type: ignore[call-overload]
 
 
-def build_train_loader(config: Config, folder: ImageFolder, process: Process, dtype: torch.dtype) -> TrainLoader:
+def build_train_loader(
+    config: Config, folder: ImageFolder, process: Process, dtype: torch.dtype
+) -> TrainLoader:
     """Full-size batches, and the downscaled ones that the method asks for.
 
     Raises:
@@ -106,7 +108,9 @@ def build_train_loader(config: Config, folder: ImageFolder, process: Process, dt
     )
 
 
-def build_eval_loader(config: Config, folder: ImageFolder, process: Process, dtype: torch.dtype) -> EvalLoader:
+def build_eval_loader(
+    config: Config, folder: ImageFolder, process: Process, dtype: torch.dtype
+) -> EvalLoader:
     """Validation images, each exactly once over all processes."""
     return eval_loader(
         config.data,
@@ -122,7 +126,7 @@ def build_eval_loader(config: Config, folder: ImageFolder, process: Process, dty
 def calibration_batches(
     config: Config, folder: ImageFolder, process: Process, dtype: torch.dtype, epoch: int
 ) -> Iterator[Tensor]:
-    """Augmented training images for batch-norm statistics: a function of (seed, epoch), not of the run's past."""
+    """Augmented training images for batch-norm statistics: a function of (seed, epoch) alone."""
     seed = int(generator(config.run.seed, Stream.CALIBRATION, epoch).integers(2**31))
     loader = train_loader(
         config.data,
@@ -186,7 +190,9 @@ def subnets_to_evaluate(config: Config, network: StagedNetwork, count: int) -> l
     if isinstance(space, OrderedSpace):
         return list(space)
     if len(space) > LARGEST_WALK:
-        raise ConfigError(f"evaluation.subnets is -1, the space holds {len(space)}; allowed: up to {LARGEST_WALK}")
+        raise ConfigError(
+            f"evaluation.subnets is -1, the space holds {len(space)}; allowed: up to {LARGEST_WALK}"
+        )
     return sample_distinct(space, len(space), config.run.seed)
 
 

@@ -24,7 +24,7 @@ USAGE = """usage: fasttrain COMMAND ...
   recipes                                               list the recipes
   show RECIPE [--section.field value ...]               print a recipe as JSON, overrides applied
   data demo DIR                                         write the demo's digits as JPEGs
-  demo [DIR]                                            train CT and ST++ on the digits, compare (default runs/demo)
+  demo [DIR]                                            CT against ST++ on the digits (default: runs/demo)
   doctor                                                what this machine has, and what would be chosen
 
 fasttrain train RECIPE --help lists every field."""
@@ -120,7 +120,9 @@ class _Evaluate:
 def _evaluate(rest: list[str]) -> None:
     options = tyro.cli(_Evaluate, prog="fasttrain evaluate", args=rest)
     if options.subnets < -1 or options.batch < 0:
-        raise ConfigError(f"--subnets {options.subnets} --batch {options.batch}; allowed: at least -1, at least 0")
+        raise ConfigError(
+            f"--subnets {options.subnets} --batch {options.batch}; allowed: at least -1, at least 0"
+        )
     from .reevaluate import evaluate_checkpoint
     from .trainer import subnets_line
 

@@ -1,4 +1,4 @@
-"""The demo: ResNet-20 on handwritten digits, by common training and by ST++, and what became of the subnets."""
+"""The demo: ResNet-20 on handwritten digits by common training and by ST++, and all its subnets."""
 
 from __future__ import annotations
 
@@ -45,7 +45,11 @@ def _write(summaries: dict[str, Summary], folder: Path) -> None:
     main = {method: summary.main.top1 for method, summary in summaries.items() if summary.main}
     reports = {method: summary.subnets[0] for method, summary in summaries.items()}
     rows = {
-        method: {"main": main[method], **reports[method].summary(), "images_per_second": summary.images_per_second}
+        method: {
+            "main": main[method],
+            **reports[method].summary(),
+            "images_per_second": summary.images_per_second,
+        }
         for method, summary in summaries.items()
     }
     write_json(folder / "comparison.json", rows)

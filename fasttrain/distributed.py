@@ -18,7 +18,7 @@ from .models import StagedNetwork, TreeForward, batch_norms
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """This process among all of a run."""
+    """One process among all of a run."""
 
     rank: int
     world: int
@@ -81,7 +81,7 @@ def sum_over_processes(tensors: Iterable[Tensor]) -> None:
 
 
 def average_running_statistics(network: nn.Module) -> None:
-    """Give all processes the mean of their batch-norm running statistics (DDP here does not broadcast them)."""
+    """Give all processes the mean of their batch-norm running statistics, which DDP here leaves apart."""
     if not dist.is_initialized():
         return
     for layer in batch_norms(network):

@@ -17,7 +17,10 @@ def report() -> Iterator[tuple[str, str]]:
     """Pairs of a subject and what was found."""
     yield "Python", platform.python_version()
     yield "torch", torch.__version__
-    yield "CUDA", f"{torch.version.cuda}, {'usable' if torch.cuda.is_available() else 'no GPU that torch can use'}"
+    yield (
+        "CUDA",
+        f"{torch.version.cuda}, {'usable' if torch.cuda.is_available() else 'no GPU that torch can use'}",
+    )
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
         yield f"GPU {index}", f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB"

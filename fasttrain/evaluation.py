@@ -248,7 +248,9 @@ def evaluate_subnets(
     """
     reports = []
     for kind in ("reestimated", "main") if statistics == "both" else (statistics,):
-        own = estimate_statistics(network, subnets, calibration(), precision) if kind == "reestimated" else None
+        own = (
+            estimate_statistics(network, subnets, calibration(), precision) if kind == "reestimated" else None
+        )
         accuracies = evaluate(network, subnets, validation(), precision, own)
         depths = [depths_of(subnet, len(network.depths)) for subnet in subnets]
         reports.append(SubnetReport(kind, depths, [accuracy.top1 for accuracy in accuracies]))

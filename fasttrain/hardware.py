@@ -45,8 +45,10 @@ def choose_device(setting: str, local_rank: int = 0) -> torch.device:
     if not torch.cuda.is_available():
         raise ConfigError("run.device is 'cuda'; allowed here: cpu (torch sees no GPU)")
     if local_rank >= torch.cuda.device_count():
-        raise ConfigError(f"process {local_rank} of this machine needs a GPU of its own; torch sees "
-                          f"{torch.cuda.device_count()}")
+        raise ConfigError(
+            f"process {local_rank} of this machine needs a GPU of its own; torch sees "
+            f"{torch.cuda.device_count()}"
+        )
     return torch.device("cuda", local_rank)
 
 
@@ -61,7 +63,7 @@ def choose_precision(setting: str, device: torch.device) -> Precision:
 
 
 def cpu_has_bf16() -> bool:
-    """Whether the CPU multiplies bf16 in hardware; without it oneDNN emulates, 10 times slower than float32."""
+    """Whether the CPU multiplies bf16 in hardware; without it oneDNN emulates, slower than float32."""
     flags = torch.cpu.get_capabilities()
     return bool(flags.get("amx_bf16") or flags.get("avx512_bf16"))
 
@@ -73,7 +75,7 @@ def configure_backends(run: Run, device: torch.device) -> None:
     torch.cuda.set_device(device)
     precision = "tf32" if run.tf32 else "ieee"
     torch.backends.cuda.matmul.fp32_precision = precision
-    torch.backends.cudnn.conv.fp32_precision = precision
+    torch.backends.cudnn.conv.fp32_precision = precision  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = True
 
 

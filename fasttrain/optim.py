@@ -13,7 +13,9 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from .config import Optim
 
 
-def build_optimizer(parameters: Iterable[nn.Parameter], optim: Optim, device: torch.device) -> torch.optim.SGD:
+def build_optimizer(
+    parameters: Iterable[nn.Parameter], optim: Optim, device: torch.device
+) -> torch.optim.SGD:
     """SGD with Nesterov momentum; weight decay on every parameter, as the published code has it."""
     fused = optim.impl == "fused" or (optim.impl == "auto" and device.type == "cuda")
     return torch.optim.SGD(

@@ -73,7 +73,9 @@ def evaluate_checkpoint(
 
         main = evaluate(network, [network.full], validation(), precision)[0]
         reports = (
-            evaluate_subnets(network, chosen, validation, calibration, precision, statistics) if chosen else []
+            evaluate_subnets(network, chosen, validation, calibration, precision, statistics)
+            if chosen
+            else []
         )
         loader.close()
         return Verdict(path, main, reports)
@@ -93,4 +95,6 @@ def _weights(state: dict) -> dict[str, Tensor]:
     """The weight average where the run kept one, as training evaluates it; else the weights."""
     if state["ema"] is None:
         return state["network"]
-    return {name.removeprefix("module."): value for name, value in state["ema"].items() if name != "n_averaged"}
+    return {
+        name.removeprefix("module."): value for name, value in state["ema"].items() if name != "n_averaged"
+    }

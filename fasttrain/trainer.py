@@ -1,18 +1,18 @@
 """The training loop.
 
-    folders, network, loader, step <- built from the configuration
-    restore the last checkpoint, if this run is resumed
-    for each epoch:
-        for each batch of the loader:                      # full [B,3,H,W], small list of [B,3,h,h], targets [B]
-            learning rate <- schedule(step)
-            plan <- method.plan(batch)                     # subnets drawn, merged into prefix trees
-            logits <- network(plan.inputs, plan.trees)     # ONE forward under autocast, through DDP
-            loss <- method.loss(logits, plan, targets)     # main cross-entropy, and KL of each subnet to main
-            backward, clip, optimizer, weight average      # ONE backward; gradients reduce meanwhile
-            every `log_every` steps: metrics, and stop if the loss is not finite
-        every `evaluation.every` epochs: main network on the validation images
-        save `last`, and `best` when it is
-    subnets on the validation images
+folders, network, loader, step <- built from the configuration
+restore the last checkpoint, if this run is resumed
+for each epoch:
+    for each batch of the loader:                      # full [B,3,H,W], small list of [B,3,h,h], targets [B]
+        learning rate <- schedule(step)
+        plan <- method.plan(batch)                     # subnets drawn, merged into prefix trees
+        logits <- network(plan.inputs, plan.trees)     # ONE forward under autocast, through DDP
+        loss <- method.loss(logits, plan, targets)     # main cross-entropy, and KL of each subnet to main
+        backward, clip, optimizer, weight average      # ONE backward; gradients reduce meanwhile
+        every `log_every` steps: metrics, and stop if the loss is not finite
+    every `evaluation.every` epochs: main network on the validation images
+    save `last`, and `best` when it is
+subnets on the validation images
 """
 
 from __future__ import annotations
@@ -29,7 +29,14 @@ from . import build, checkpoint, distributed
 from .config import Config, to_dict
 from .distributed import Process
 from .errors import CheckpointError, NonFiniteError
-from .evaluation import Accuracy, SubnetReport, estimate_statistics, evaluate, evaluate_subnets, use_statistics
+from .evaluation import (
+    Accuracy,
+    SubnetReport,
+    estimate_statistics,
+    evaluate,
+    evaluate_subnets,
+    use_statistics,
+)
 from .hardware import choose_precision, configure_backends, describe
 from .models import StagedNetwork
 from .pipelines.loader import EvalLoader
@@ -86,8 +93,12 @@ class Trainer:
         self.precision = choose_precision(config.run.precision, process.device)
         self.folders = build.find_images(config, process)
         self.network = build.build_network(config, len(self.folders.train.classes), process.device)
-        self.loader = build.build_train_loader(config, self.folders.train, process, self.precision.image_dtype)
-        self.step = build.build_step(config, self.network, process, self.precision, self.loader.steps_per_epoch)
+        self.loader = build.build_train_loader(
+            config, self.folders.train, process, self.precision.image_dtype
+        )
+        self.step = build.build_step(
+            config, self.network, process, self.precision, self.loader.steps_per_epoch
+        )
         self.subnets = build.subnets_to_evaluate(config, self.network, config.evaluation.subnets)
         self.validation: EvalLoader | None = None
         self.position = Position()
@@ -262,9 +273,13 @@ class Trainer:
     def _restore(self) -> None:
         state = checkpoint.load(self.folder.last)
         if state["classes"] != list(self.folders.train.classes):
-            raise CheckpointError(f"{self.folder.last} was trained on other classes than {self.config.data.train}")
+            raise CheckpointError(
+                f"{self.folder.last} was trained on other classes than {self.config.data.train}"
+            )
         if (state["ema"] is None) != (self.step.ema is None):
-            raise CheckpointError(f"{self.folder.last} was trained {'with' if state['ema'] else 'without'} optim.ema")
+            raise CheckpointError(
+                f"{self.folder.last} was trained {'with' if state['ema'] else 'without'} optim.ema"
+            )
         checkpoint.load_state(self.network, state["network"], self.folder.last)
         self.step.optimizer.load_state_dict(state["optimizer"])
         self.step.scaler.load_state_dict(state["scaler"])
@@ -289,9 +304,12 @@ class Trainer:
             images += ", no validation images (data.val is empty): nothing will be evaluated"
         else:
             images += f", {len(folders.val.files)} validation images"
-        self.log.line(f"{config.recipe or 'run'}: {config.model.name}, {config.method.name} training, {images}")
         self.log.line(
-            f"{describe(self.process.device, self.precision, config.run.tf32)}, {self.process.world} processes, "
+            f"{config.recipe or 'run'}: {config.model.name}, {config.method.name} training, {images}"
+        )
+        self.log.line(
+            f"{describe(self.process.device, self.precision, config.run.tf32)}, "
+            f"{self.process.world} process{'es' if self.process.world > 1 else ''}, "
             f"global batch {config.run.batch}, {self.loader.steps_per_epoch} steps per epoch"
         )
         own = config.run.batch // self.process.world

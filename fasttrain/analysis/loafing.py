@@ -35,7 +35,11 @@ def plot_subnets(reports: Mapping[str, SubnetReport], main: Mapping[str, float],
         label = f"{name}: {report.mean:.1f} ± {report.deviation:.1f} %, worst {report.worst:.1f} %"
         axes.scatter(blocks, report.top1, s=26, color=colour, alpha=0.75, label=label)
         axes.axhline(
-            main[name], color=colour, linewidth=1, linestyle="--", label=f"{name}: main network {main[name]:.1f} %"
+            main[name],
+            color=colour,
+            linewidth=1,
+            linestyle="--",
+            label=f"{name}: main network {main[name]:.1f} %",
         )
     axes.set_xlabel("residual blocks that the subnet keeps")
     axes.set_ylabel("Top-1 on the test images, %")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from torch import Tensor
 
@@ -114,8 +114,8 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 def _method(flags: argparse.Namespace) -> Method:
     """The configuration that a step under these flags amounts to."""
     smallest = int(flags.train_crop_size * flags.mini_size)
-    schedule = "cosine_up" if flags.kl_cos else "cosine_down" if flags.kl_rcos else "constant"
-    normalization = {"default": "layer_norm", "v2": "l2"}[flags.norm_kd_type]
+    schedule: Any = "cosine_up" if flags.kl_cos else "cosine_down" if flags.kl_rcos else "constant"
+    normalization: Any = {"default": "layer_norm", "v2": "l2"}[flags.norm_kd_type]
     return Method(
         name="stimulative",
         subnets=flags.multi_Snet,
@@ -123,7 +123,7 @@ def _method(flags: argparse.Namespace) -> Method:
         subnet_inputs="cascaded" if flags.Snet_Dtrans else "full",
         sizes=tuple(range(smallest, flags.train_crop_size + 1)) if flags.Snet_Dtrans else (),
         supervision={"default": "kl", "CE": "ce_teacher", "CE_target": "ce_target"}[flags.st_loss],  # type: ignore[arg-type]
-        normalize=normalization if flags.norm_kd else "none",  # type: ignore[arg-type]
+        normalize=normalization if flags.norm_kd else "none",
         amplitude=flags.amplitude,
         temperature=flags.Temp,
         main_weight=flags.main_coef,

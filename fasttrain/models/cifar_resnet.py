@@ -46,11 +46,6 @@ class CifarResNet(ResidualStages):
         self.fc = nn.Linear(inplanes, num_classes)
 
     @property
-    def stages(self) -> Sequence[Sequence[nn.Module]]:
-        """layer1 to layer3."""
-        return [self.layer1, self.layer2, self.layer3]  # type: ignore[list-item]
-
-    @property
     def stem_modules(self) -> Sequence[nn.Module]:
         """Convolution, batch norm, ReLU."""
         return [self.conv1, self.bn1, self.act1]

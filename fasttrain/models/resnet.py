@@ -23,6 +23,11 @@ class ResidualStages(StagedNetwork):
 
     _no_shortcut = _NoShortcut()
 
+    @property
+    def stages(self) -> Sequence[Sequence[nn.Module]]:
+        """layer1, layer2 and so on, each a sequence of blocks."""
+        return [child for name, child in self.named_children() if name.startswith("layer")]  # type: ignore[misc]
+
     def branch(self, block: nn.Module, x: Tensor) -> Tensor:
         """A block without its shortcut: its own forward with the projection taken away."""
         projection = block.downsample
@@ -49,11 +54,6 @@ class ResNet(ResidualStages):
         self.num_classes = source.num_classes
         self.reduction = source.feature_info[-1]["reduction"]
         self.drop_rate = float(source.drop_rate)
-
-    @property
-    def stages(self) -> Sequence[Sequence[nn.Module]]:
-        """layer1 to layer4."""
-        return [self.layer1, self.layer2, self.layer3, self.layer4]  # type: ignore[list-item]
 
     @property
     def stem_modules(self) -> Sequence[nn.Module]:

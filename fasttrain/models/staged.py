@@ -124,18 +124,21 @@ class StagedNetwork(nn.Module, ABC):
         Raises:
             ValueError: it does not fit the network.
         """
-        if all(isinstance(entry, int) for entry in subnet):
-            depths = tuple(subnet)
-            if len(depths) != len(self.depths) or not all(
-                1 <= depth <= full
-                for depth, full in zip(depths, self.depths, strict=True)  # type: ignore[operator]
-            ):
-                raise ValueError(f"depths are {depths}; allowed: 1 to {self.depths} blocks per stage")
-            return ordered_subnet(depths)  # type: ignore[arg-type]
-        outside = [ref for ref in subnet if not 0 <= ref[1] < len(self.stages[ref[0]])]  # type: ignore[index]
-        if outside:
-            raise ValueError(f"the subnet holds {outside[0]}; the network has {self.depths} blocks per stage")
-        return tuple(subnet)  # type: ignore[arg-type]
+        refs = [entry for entry in subnet if isinstance(entry, BlockRef)]
+        if refs:
+            unknown = set(refs) - {ref._replace(part=part) for ref in self.full for part in Part}
+            if unknown:
+                raise ValueError(
+                    f"the subnet holds {min(unknown)}; the network has {self.depths} blocks per stage"
+                )
+            return tuple(refs)
+        depths = tuple(int(entry) for entry in subnet if isinstance(entry, int))
+        fits = len(depths) == len(self.depths) and all(
+            1 <= depth <= full for depth, full in zip(depths, self.depths, strict=True)
+        )
+        if not fits:
+            raise ValueError(f"depths are {depths}; allowed: 1 to {self.depths} blocks per stage")
+        return ordered_subnet(depths)
 
 
 class TreeWalk:
@@ -213,7 +216,8 @@ def frozen_statistics(module: nn.Module) -> Iterator[None]:
 
 def initialize(network: nn.Module) -> None:
     """Initialize as the published ST code: He fan-out normal convolutions, batch norm 1 and 0 in every
-    block, classifier normal with standard deviation 0.01 and no bias."""
+    block, classifier normal with standard deviation 0.01 and no bias.
+    """
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

@@ -1,4 +1,4 @@
-"""Named recipes: functions that return a complete `Config`. One with published numbers never changes meaning."""
+"""Named recipes: functions that return a complete `Config`; published ones never change meaning."""
 
 from __future__ import annotations
 

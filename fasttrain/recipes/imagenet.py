@@ -71,7 +71,9 @@ def as_published(config: Config) -> Config:
     """The published code to the letter: partial last batch, lighting, float32 with TF32, re-estimation."""
     method = config.method
     if method.subnet_inputs == "downscaled":
-        sizes = tuple(range(int(0.43 * config.data.crop), config.data.crop + 1))  # --mini_size, --Dtrans Dtrans7
+        sizes = tuple(
+            range(int(0.43 * config.data.crop), config.data.crop + 1)
+        )  # --mini_size, --Dtrans Dtrans7
         method = replace(method, subnet_inputs="cascaded", sizes=sizes)
     return replace(
         config,
@@ -106,4 +108,3 @@ RECIPES = {
     "rn50-st-200-published": rn50_st_200_published,
     "rn50-stpp-a1-published": rn50_stpp_a1_published,
 }
-

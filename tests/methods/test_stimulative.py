@@ -1,0 +1,155 @@
+"""Stimulative training: how draws become one forward pass, weights, schedules, input modes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+import torchvision.transforms.functional as tvf
+
+from fasttrain.config import Method
+from fasttrain.errors import ConfigError
+from fasttrain.methods import Common, Stimulative
+from fasttrain.methods.inputs import cascade, deal
+from fasttrain.subnets import PrefixTree
+from tests.networks import tiny_images, tiny_resnet
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+LAYERS = (2, 3, 2)
+
+
+def method(**options: Any) -> Stimulative:
+    network = tiny_resnet(LAYERS)
+    return Stimulative(Method(**options), network.full, network.depths, seed=5, epochs=10, mean=MEAN, std=STD)
+
+
+def test_full_inputs_share_the_main_networks_tree() -> None:
+    stimulative = method(subnets=4)
+    plan = stimulative.plan(tiny_images(2, 32), (), epoch=0, step=3)
+    draw = stimulative.draw(0, 3)
+    assert len(plan.trees) == 1
+    assert plan.trees[0].subnets == (stimulative.full, *draw.subnets)
+    assert plan.places == ((0, 1), (0, 2), (0, 3), (0, 4))
+
+
+def test_downscaled_subnets_are_dealt_over_the_sizes() -> None:
+    stimulative = method(subnets=5, subnet_inputs="downscaled", sizes=(16, 24), sizes_per_step=2)
+    small = [tiny_images(2, 16), tiny_images(2, 24)]
+    plan = stimulative.plan(tiny_images(2, 32), small, epoch=0, step=0)
+    drawn = stimulative.draw(0, 0).subnets
+    assert [tuple(tree.subnets) for tree in plan.trees] == [(stimulative.full,), drawn[0::2], drawn[1::2]]
+    assert plan.places == ((1, 0), (2, 0), (1, 1), (2, 1), (1, 2))
+    for index, (tree, position) in enumerate(plan.places):
+        assert plan.trees[tree].subnets[position] == drawn[index]
+
+
+def test_batches_of_equal_size_are_merged() -> None:
+    batches = [tiny_images(2, 16), tiny_images(2, 24), tiny_images(2, 16)]
+    assert [(tuple(batch.shape[2:]), members) for batch, members in deal(6, batches)] == [
+        ((16, 16), [0, 2, 3, 5]),
+        ((24, 24), [1, 4]),
+    ]
+
+
+def test_cascaded_inputs_are_resized_and_normalized_again_and_again() -> None:
+    """Against torchvision's own transforms, as the published code composes them."""
+    images = tiny_images(2, 32)
+    ours = cascade(images, (20, 27, 9), MEAN, STD)
+    for batch, side in zip(ours, (20, 27, 9), strict=True):
+        images = tvf.normalize(tvf.resize(images, [side, side], antialias=False), list(MEAN), list(STD))
+        torch.testing.assert_close(batch, images, rtol=0, atol=1e-12)
+
+
+def test_cascaded_draws_have_a_size_each_and_a_tree_each() -> None:
+    stimulative = method(subnets=3, subnet_inputs="cascaded", sizes=tuple(range(13, 33)))
+    plan = stimulative.plan(tiny_images(2, 32), (), epoch=1, step=2)
+    assert len(stimulative.draw(1, 2).sizes) == 3
+    assert [batch.shape[-1] for batch in plan.inputs] == [32, *stimulative.draw(1, 2).sizes]
+    assert plan.places == ((1, 0), (2, 0), (3, 0))
+
+
+def test_subnets_start_at_their_epoch() -> None:
+    stimulative = method(subnets=2, start_epoch=4)
+    assert stimulative.plan(tiny_images(2, 32), (), epoch=3, step=0).places == ()
+    assert len(stimulative.plan(tiny_images(2, 32), (), epoch=4, step=0).places) == 2
+
+
+@pytest.mark.parametrize(
+    ("schedule", "weights"),
+    [("constant", (2, 2, 2)), ("cosine_up", (0, 1, 1.9510565)), ("cosine_down", (2, 1, 0.0489435))],
+)
+def test_weight_schedules(schedule: str, weights: tuple[float, ...]) -> None:
+    stimulative = method(kl_weight=2.0, kl_schedule=schedule)
+    assert [stimulative.subnet_weight(epoch) for epoch in (0, 5, 9)] == pytest.approx(weights, abs=1e-6)
+
+
+def test_coupled_weights_reach_the_loss() -> None:
+    stimulative = method(subnets=6, draws="coupled", kl_weight=0.5)
+    plan = stimulative.plan(tiny_images(2, 32), (), epoch=0, step=0)
+    assert plan.weights == pytest.approx((0.5 * 6 / 2,) * 2)  # the last free stage has two depths
+
+
+def test_common_training_is_stimulative_training_without_subnets() -> None:
+    network = tiny_resnet(LAYERS).train()
+    images, targets = tiny_images(4, 32), torch.randint(0, 7, (4,))
+    gradients = []
+    for each in (Common(network.full), method(subnets=0)):
+        plan = each.plan(images, (), epoch=0, step=0)
+        loss = each.loss(network.forward_trees(plan.inputs, plan.trees), plan, targets)
+        gradients.append(torch.autograd.grad(loss.total, list(network.parameters())))
+    for ours, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+
+
+def test_one_pass_equals_the_sum_of_separate_steps() -> None:
+    """Gradients of the joint pass are those of main and subnet losses back-propagated one after another."""
+    network = tiny_resnet(LAYERS).train()
+    stimulative = method(
+        subnets=4,
+        subnet_inputs="downscaled",
+        sizes=(16, 24),
+        sizes_per_step=2,
+        normalize="layer_norm",
+        kl_weight=0.3,
+    )
+    images, small, targets = (
+        tiny_images(4, 32),
+        [tiny_images(4, 16), tiny_images(4, 24)],
+        torch.randint(0, 7, (4,)),
+    )
+    plan = stimulative.plan(images, small, epoch=0, step=1)
+    loss = stimulative.loss(network.forward_trees(plan.inputs, plan.trees), plan, targets)
+    joint = torch.autograd.grad(loss.total, list(network.parameters()))
+
+    network.zero_grad()
+    alone = replace(stimulative.options, subnets=1, subnet_inputs="full", sizes=(), sizes_per_step=1)
+    stimulative.options = alone
+    main = network(images)
+    stimulative.loss([[main]], replace(plan, places=(), weights=()), targets).total.backward()
+    for index, subnet in enumerate(PrefixTree(stimulative_subnets(plan)).subnets):
+        student = network(small[index % 2], subnet)
+        single = replace(plan, places=((0, 1),), weights=plan.weights[:1])
+        full = stimulative.loss([[main.detach(), student]], single, targets).total
+        full.backward()
+    for parameter, gradient in zip(network.parameters(), joint, strict=True):
+        assert parameter.grad is not None
+        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-9, atol=1e-11)
+
+
+def stimulative_subnets(plan: Any) -> list:
+    return [plan.trees[tree].subnets[position] for tree, position in plan.places]
+
+
+def test_options_that_exclude_each_other_are_refused() -> None:
+    for options in (
+        {"subnet_inputs": "downscaled"},
+        {"sizes": (16,)},
+        {"draws": "coupled", "sampling": "raw"},
+        {"subnets": 2, "sizes_per_step": 3},
+        {"temperature": 0.0},
+        {"kl_weight": float("nan")},
+    ):
+        with pytest.raises(ConfigError, match="allowed"):
+            Method(**options)
