@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,10 @@ def save(path: Path, state: dict[str, Any]) -> None:
             os.fsync(file.fileno())
         temporary.replace(path)
     except (OSError, RuntimeError) as error:
-        temporary.unlink(missing_ok=True)
         raise CheckpointError(f"cannot write the checkpoint {path}: {error}") from None
+    finally:
+        with suppress(OSError):  # gone already, unless the writing failed
+            temporary.unlink()
 
 
 def load(path: Path) -> dict[str, Any]:

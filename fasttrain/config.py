@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from .errors import ConfigError
 
@@ -20,6 +20,36 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 def _check(ok: bool, name: str, value: Any, allowed: str) -> None:
     if not ok:
         raise ConfigError(f"{name} is {value!r}; allowed: {allowed}")
+
+
+def _check_types(section: Any) -> None:
+    """Each field's value against its annotation: JSON files and callers are not type-checked."""
+    prefix = type(section).__name__.lower()
+    for name, hint in get_type_hints(type(section)).items():
+        value = getattr(section, name)
+        allowed = _allowed(hint, value)
+        if allowed:
+            raise ConfigError(f"{prefix}.{name} is {value!r}; allowed: {allowed}")
+
+
+def _allowed(hint: Any, value: Any) -> str:
+    """What `hint` allows, if it does not allow `value`; else nothing."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        return "" if value in arguments else ", ".join(map(str, arguments))
+    if origin is tuple:
+        one = arguments[0]
+        count = None if arguments[-1] is Ellipsis else len(arguments)
+        fits = (
+            isinstance(value, tuple)
+            and count in (None, len(value))
+            and not any(_allowed(one, v) for v in value)
+        )
+        return "" if fits else f"{count or 'any number of'} values of type {one.__name__}"
+    if hint is float:
+        return "" if isinstance(value, int | float) and not isinstance(value, bool) else "a number"
+    fits = isinstance(value, hint) and (hint is bool or not isinstance(value, bool))
+    return "" if fits else f"a value of type {hint.__name__}"
 
 
 def _check_range(name: str, value: float, low: float, high: float = math.inf) -> None:
@@ -76,6 +106,7 @@ class Data:
     """Batches that DALI prepares ahead."""
 
     def __post_init__(self) -> None:
+        _check_types(self)
         _check_range("data.num_classes", self.num_classes, 0)
         _check_range("data.crop", self.crop, 1, 4096)
         _check_range("data.min_area", self.min_area, 1e-4, 1)
@@ -101,6 +132,9 @@ class Model:
     """A timm ResNet (resnet18 ... resnet152, resnext, wide, resnet*d) or cifar_resnet20/32/44/56/110."""
     weights: str = ""
     """A state dict to start from (timm's and torchvision's names); empty: random initialization."""
+
+    def __post_init__(self) -> None:
+        _check_types(self)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -148,6 +182,7 @@ class Method:
     """First epoch in which subnets are trained."""
 
     def __post_init__(self) -> None:
+        _check_types(self)
         _check_range("method.subnets", self.subnets, 0, 64)
         for size in self.sizes:
             _check_range("method.sizes", size, 1, 4096)
@@ -200,6 +235,7 @@ class Optim:
     """Implementation of SGD; auto: fused on CUDA, foreach elsewhere."""
 
     def __post_init__(self) -> None:
+        _check_types(self)
         _check_positive("optim.lr", self.lr)
         _check_range("optim.momentum", self.momentum, 0, 0.9999)
         _check_range("optim.weight_decay", self.weight_decay, 0)
@@ -227,6 +263,7 @@ class Evaluation:
     """Whose batch-norm statistics a subnet is evaluated with: its own, or the main network's."""
 
     def __post_init__(self) -> None:
+        _check_types(self)
         _check_range("evaluation.every", self.every, 1)
         _check_range("evaluation.batch", self.batch, 1)
         _check_range("evaluation.calibration_images", self.calibration_images, 2)
@@ -265,6 +302,7 @@ class Run:
     """Go on from the run folder's last checkpoint."""
 
     def __post_init__(self) -> None:
+        _check_types(self)
         _check_range("run.epochs", self.epochs, 1)
         _check_range("run.max_steps", self.max_steps, 0)
         _check_range("run.batch", self.batch, 1)
@@ -293,6 +331,7 @@ class Config:
     run: Run = field(default_factory=Run)
 
     def __post_init__(self) -> None:
+        _check_types(self)
         if self.method.subnet_inputs != "full":
             _check(
                 max(self.method.sizes) <= self.data.crop,

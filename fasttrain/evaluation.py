@@ -57,7 +57,7 @@ class NodeStatistics:
                 handle.remove()
 
     def _record(self, layer: nn.Module, args: tuple[Tensor, ...]) -> None:
-        x = args[0].float()
+        x = args[0].to(torch.promote_types(args[0].dtype, torch.float32))
         variance, mean = torch.var_mean(x, dim=(0, 2, 3), correction=0)
         assert isinstance(layer, _BatchNorm)
         key = (self.current, layer)

@@ -5,6 +5,7 @@ Nothing has to be saved for a resume, and every rank draws the same without talk
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import IntEnum
 
 import numpy as np
@@ -18,6 +19,7 @@ class Stream(IntEnum):
     ORDER = 3
     CALIBRATION = 4
     SUBNET_SAMPLE = 5
+    AUGMENTATION = 6
 
 
 def generator(seed: int, stream: Stream, epoch: int = 0, step: int = 0) -> np.random.Generator:
@@ -27,3 +29,9 @@ def generator(seed: int, stream: Stream, epoch: int = 0, step: int = 0) -> np.ra
     that the streams of two steps cannot overlap.
     """
     return np.random.Generator(np.random.Philox(key=[seed, int(stream)], counter=[0, 0, step, epoch]))
+
+
+def draw_sizes(sizes: Sequence[int], count: int, *, seed: int, epoch: int, step: int) -> tuple[int, ...]:
+    """`count` independent sides out of `sizes` for the subnets' inputs of one step, pixels."""
+    picks = generator(seed, Stream.SIZES, epoch, step).integers(len(sizes), size=count) if count else ()
+    return tuple(sizes[pick] for pick in picks)

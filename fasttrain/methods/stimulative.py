@@ -10,7 +10,8 @@ from torch import Tensor
 
 from .. import config
 from ..kernels.normalized_loss import StimulativeLoss, stimulative_loss
-from ..subnets import Draw, PrefixTree, Subnet, draw_sizes, draw_subnets, sampling_space
+from ..randomness import draw_sizes
+from ..subnets import Draw, PrefixTree, Subnet, draw_subnets, sampling_space
 from .inputs import cascade, deal
 from .method import Plan
 

@@ -39,11 +39,6 @@ def draw_subnets(space: Space, count: int, *, coupled: bool, seed: int, epoch: i
     return Draw(tuple(subnets), (count / len(subnets),) * len(subnets) if subnets else ())
 
 
-def draw_sizes(sizes: tuple[int, ...], count: int, *, seed: int, epoch: int, step: int) -> tuple[int, ...]:
-    """`count` independent sides out of `sizes`, pixels."""
-    return tuple(int(size) for size in generator(seed, Stream.SIZES, epoch, step).choice(sizes, size=count))
-
-
 def sample_distinct(space: Space, count: int, seed: int) -> list[Subnet]:
     """`count` different subnets of a space (all of it where it has fewer), in a fixed order."""
     rng = generator(seed, Stream.SUBNET_SAMPLE)

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from fasttrain.errors import ConfigError
+from fasttrain.randomness import draw_sizes
 from fasttrain.subnets import (
     OrderedSpace,
     Part,
     depths_of,
-    draw_sizes,
     draw_subnets,
     ordered_space,
     ordered_subnet,

@@ -1,0 +1,169 @@
+"""The DALI graphs: from encoded file names and per-image random numbers to normalized batches.
+
+Everything random comes in through the inputs; the graphs themselves hold no state. File reading, image shapes
+and windows are on the CPU; on CUDA the images are decoded by `mixed` operators and stay on the GPU, except
+small ones, which are decoded and cropped on the CPU.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from nvidia.dali import fn, types
+
+from fasttrain.config import Data
+
+from . import draws, windows
+
+Node = Any
+"""A nvidia.dali DataNode."""
+
+_LINEAR = types.DALIInterpType.INTERP_LINEAR
+_DTYPES = {torch.float32: types.DALIDataType.FLOAT, torch.float16: types.DALIDataType.FLOAT16}
+
+
+def encode_paths(paths: Sequence[str]) -> NDArray[np.uint8]:
+    """File names for `read`, uint8 [B, bytes of the longest], shorter ones filled up with NULs.
+
+    One array for the batch costs the calling thread a third of what a list of arrays does.
+    """
+    names = np.array([os.fsencode(path) for path in paths])
+    return names.view(np.uint8).reshape(len(paths), names.itemsize)
+
+
+def read(paths: Node) -> Node:
+    """Contents of the files, uint8 [bytes], from their names, which end at their first NUL, if any."""
+    return fn.io.file.read(paths)
+
+
+def decode(encoded: Node, backend: str = "cpu", window: tuple[Node, Node] | None = None) -> Node:
+    """RGB images, uint8 [H, W, 3], in the stored orientation; only the window (corner, size) if given."""
+    if window is None:
+        return fn.decoders.image(encoded, device=backend, adjust_orientation=False)
+    corner, size = window
+    return fn.decoders.image_slice(
+        encoded, device=backend, start=corner, shape=size, axis_names="HW", adjust_orientation=False
+    )
+
+
+def train_graph(inputs: Mapping[str, Node], data: Data, dtype: torch.dtype, cuda: bool) -> list[Node]:
+    """One training batch.
+
+    Args:
+        inputs: `paths` and `targets`, `draws.augmentation`'s numbers, and `size0`, `size1`, ... (float32
+            sides of the downscaled batches, equal for all images).
+        data: augmentation and normalization.
+        dtype: torch.float32 or torch.float16.
+        cuda: whether the batch is made on the GPU.
+
+    Returns:
+        The full batch, the downscaled ones in the order of their inputs (all HWC), and the targets.
+    """
+    crop = _imagenet_crop if data.augmentation == "imagenet" else _small_crop
+    full = crop(inputs, data, cuda)
+    if data.jitter:
+        full = _jitter(full, inputs, cuda)
+    if data.lighting and data.published_lighting:
+        full = fn.coord_transform(full, M=1.0, T=inputs["lighting"], dtype=types.DALIDataType.UINT8)
+    sides = [node for name, node in inputs.items() if name.startswith("size")]
+    small = [
+        fn.resize(full, resize_x=side, resize_y=side, interp_type=_LINEAR, antialias=data.antialias)
+        for side in sides
+    ]
+    mean: Any = [255 * value for value in data.mean]
+    if data.lighting and not data.published_lighting:
+        mean = types.Constant(mean, dtype=types.DALIDataType.FLOAT) - inputs["lighting"]
+    mirror = {"mirror": inputs["flip"]} if data.flip else {}
+    batches = [_normalize(images, data, dtype, mean=mean, **mirror) for images in (full, *small)]
+    return [*batches, _to(inputs["targets"], cuda)]
+
+
+def eval_graph(inputs: Mapping[str, Node], data: Data, dtype: torch.dtype, cuda: bool) -> list[Node]:
+    """One evaluation batch from `paths` and `targets`: the centre crops (HWC) and the targets."""
+    encoded = read(inputs["paths"])
+    size, position = _python(partial(windows.centre, data.val_resize, data.val_crop), 2, _shapes(encoded))
+    mixed = cuda and data.augmentation == "imagenet"
+    images = decode(encoded, "mixed" if mixed else "cpu")
+    images = fn.resize(_to(images, cuda and not mixed), size=size, interp_type=_LINEAR, antialias=True)
+    mean = [255 * value for value in data.mean]
+    crop = [data.val_crop, data.val_crop]
+    images = _normalize(
+        images, data, dtype, mean=mean, crop=crop, crop_pos_y=position[0], crop_pos_x=position[1]
+    )
+    return [images, _to(inputs["targets"], cuda)]
+
+
+def _imagenet_crop(inputs: Mapping[str, Node], data: Data, cuda: bool) -> Node:
+    encoded = read(inputs["paths"])
+    corner, size = _python(windows.random_resized, 2, _shapes(encoded), inputs["crop"])
+    images = decode(encoded, "mixed" if cuda else "cpu", (corner, size))
+    return fn.resize(images, size=[data.crop, data.crop], interp_type=_LINEAR, antialias=True)
+
+
+def _small_crop(inputs: Mapping[str, Node], data: Data, cuda: bool) -> Node:
+    images: Node = fn.resize(
+        decode(read(inputs["paths"])), size=data.crop, mode="not_smaller", interp_type=_LINEAR, antialias=True
+    )
+    (corner,) = _python(partial(windows.padded, data.padding, data.crop), 1, images.shape(), inputs["crop"])
+    shape = [data.crop, data.crop]
+    images = fn.slice(images, start=corner, shape=shape, axis_names="HW", out_of_bounds_policy="pad")
+    return _to(images, cuda)
+
+
+def _jitter(images: Node, inputs: Mapping[str, Node], cuda: bool) -> Node:
+    """Brightness, contrast and saturation in each image's own order, clamped and rounded after each."""
+    for place in range(len(draws.JITTER)):
+        operation = inputs[f"order{place}"]
+        # An `if` on a node sends each image of the batch its own way (DALI's conditional execution).
+        if operation == 0:
+            images = fn.brightness(images, brightness=inputs["brightness"])
+        elif operation == 1:
+            images = _contrast(images, inputs["contrast"], cuda)
+        else:
+            images = fn.saturation(images, saturation=inputs["saturation"])
+    return images
+
+
+def _contrast(images: Node, factor: Node, cuda: bool) -> Node:
+    """Contrast about the image's mean grey."""
+    grey = fn.color_space_conversion(
+        images, image_type=types.DALIImageType.RGB, output_type=types.DALIImageType.GRAY
+    )
+    mean = fn.reductions.mean(grey)
+    if cuda:
+        return blend(images, mean, factor.gpu())
+    return fn.contrast(images, contrast=factor, contrast_center=mean)
+
+
+def blend(images: Node, mean: Node, factor: Node) -> Node:
+    """The images blended with their mean, factor * images + (1 - factor) * mean, rounded, clamped, as uint8.
+
+    The same as `fn.contrast`, whose arguments must come from the CPU: a mean that was computed on the GPU
+    cannot be one.
+    """
+    return fn.cast(images * factor + mean * (1 - factor), dtype=types.DALIDataType.UINT8)
+
+
+def _normalize(images: Node, data: Data, dtype: torch.dtype, **arguments: Any) -> Node:
+    std = [255 * value for value in data.std]
+    return fn.crop_mirror_normalize(images, std=std, dtype=_DTYPES[dtype], output_layout="HWC", **arguments)
+
+
+def _shapes(encoded: Node) -> Node:
+    return fn.peek_image_shape(encoded, adjust_orientation=False)
+
+
+def _python(function: Any, outputs: int, *nodes: Node) -> list[Node]:
+    """A numpy function of a batch inside the graph: lists of arrays in, a tuple of lists of arrays out."""
+    result: Node = fn.python_function(*nodes, function=function, num_outputs=outputs, batch_processing=True)
+    return [result] if outputs == 1 else list(result)
+
+
+def _to(node: Node, cuda: bool) -> Node:
+    return node.gpu() if cuda else node

@@ -1,0 +1,240 @@
+"""Training and evaluation batches as torch tensors, through DALI.
+
+The order of the images and the augmentation are functions of (seed, epoch, step) alone and the same for any
+number of processes with the same global batch; a resume names the epoch and the step and nothing else.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fasttrain.config import Data
+from fasttrain.errors import ConfigError
+from fasttrain.randomness import draw_sizes
+
+from . import draws
+from .folder import ImageFolder
+from .graphs import eval_graph, train_graph
+from .stream import Feed, Stream
+
+MAX_THREADS = 16
+"""DALI's CPU threads per process unless `data.threads` says otherwise."""
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One process's share of a step."""
+
+    images: torch.Tensor
+    """[B, 3, crop, crop], channels_last, normalized, of the dtype and on the device asked for."""
+    small: tuple[torch.Tensor, ...]
+    """R tensors [B, 3, s, s], channels_last: the same augmented crops, downscaled; empty if R is 0."""
+    targets: torch.Tensor
+    """int64 [B], the classes."""
+
+
+class TrainLoader:
+    """Shuffled, augmented batches of one process; see `train_loader`."""
+
+    def __init__(
+        self,
+        data: Data,
+        folder: ImageFolder,
+        split: draws.Split,
+        *,
+        seed: int,
+        rank: int,
+        device: torch.device,
+        dtype: torch.dtype,
+        sizes: Sequence[int],
+        sizes_per_step: int,
+    ) -> None:
+        self.steps_per_epoch = split.steps
+        self._data, self._folder, self._split = data, folder, split
+        self._seed, self._rank = seed, rank
+        self._sizes, self._sizes_per_step = tuple(sizes), sizes_per_step if sizes else 0
+        self._labels = np.array(folder.labels, np.int64)
+        # Two: the runs in flight can span an epoch's end.
+        self._order = lru_cache(maxsize=2)(partial(draws.order, seed, images=len(folder.files)))
+        graph = partial(train_graph, data=data, dtype=dtype, cuda=device.type == "cuda")
+        self._stream = Stream(
+            self._feed,
+            graph,
+            batch=split.batch,
+            device=device,
+            threads=dali_threads(data),
+            prefetch=data.prefetch,
+        )
+
+    def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
+        """The batches of an epoch from `start_step` on.
+
+        Consecutive epochs stay prefetched over their boundary; any other jump starts the pipeline anew.
+
+        Raises:
+            DataError: an image cannot be decoded; the message names it.
+        """
+        for step in range(start_step, self.steps_per_epoch):
+            images, *small, targets = self._stream.take(epoch * self.steps_per_epoch + step)
+            yield Batch(channels_first(images), tuple(channels_first(batch) for batch in small), targets)
+
+    def close(self) -> None:
+        """Frees the pipeline; batches that were handed out stay valid."""
+        self._stream.close()
+
+    def _feed(self, run: int) -> Feed:
+        epoch, step = divmod(run, self.steps_per_epoch)
+        split = self._split
+        rows = slice(*split.rows(step, self._rank))
+        taken = self._order(epoch)[step * split.batch * split.world :][rows]
+        numbers = draws.augmentation(self._data, self._seed, epoch, step, split.batch * split.world)
+        arrays = {"targets": self._labels[taken], **{name: values[rows] for name, values in numbers.items()}}
+        sides = draw_sizes(self._sizes, self._sizes_per_step, seed=self._seed, epoch=epoch, step=step)
+        for index, side in enumerate(sides):
+            arrays[f"size{index}"] = np.full(len(taken), side, np.float32)
+        return _paths(self._folder, taken, arrays)
+
+
+class EvalLoader:
+    """Every image once over all processes, in a fixed order; see `eval_loader`."""
+
+    def __init__(
+        self,
+        data: Data,
+        folder: ImageFolder,
+        *,
+        batch: int,
+        rank: int,
+        world: int,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        self._folder = folder
+        self._mine = np.arange(rank, len(folder.files), world)
+        self._batch = batch
+        self._labels = np.array(folder.labels, np.int64)
+        graph = partial(eval_graph, data=data, dtype=dtype, cuda=device.type == "cuda")
+        self._stream = Stream(
+            self._feed, graph, batch=batch, device=device, threads=dali_threads(data), prefetch=data.prefetch
+        )
+
+    def __len__(self) -> int:
+        """Batches of this process; 0 if there are not more images than processes before it."""
+        return -(-len(self._mine) // self._batch)
+
+    def __iter__(self) -> Iterator[Batch]:
+        """The batches of this process.
+
+        Raises:
+            DataError: an image cannot be decoded; the message names it.
+        """
+        if not len(self):
+            return
+        passes, begun = divmod(self._stream.next, len(self))
+        # The end of a whole pass has the next pass prefetched.
+        first = 0 if begun else passes * len(self)
+        for step in range(len(self)):
+            images, targets = self._stream.take(first + step)
+            yield Batch(channels_first(images), (), targets)
+
+    def close(self) -> None:
+        """Frees the pipeline; batches that were handed out stay valid."""
+        self._stream.close()
+
+    def _feed(self, run: int) -> Feed:
+        start = run % len(self) * self._batch
+        taken = self._mine[start : start + self._batch]
+        return _paths(self._folder, taken, {"targets": self._labels[taken]})
+
+
+def train_loader(
+    data: Data,
+    folder: ImageFolder,
+    *,
+    batch: int,
+    seed: int,
+    rank: int = 0,
+    world: int = 1,
+    device: torch.device,
+    dtype: torch.dtype,
+    sizes: Sequence[int] = (),
+    sizes_per_step: int = 0,
+) -> TrainLoader:
+    """The training batches of process `rank` of `world`.
+
+    Args:
+        data: augmentation, normalization, threads; its folders are not looked at.
+        folder: the images, `folder.scan`'s result.
+        batch: images per process and step.
+        rank: this process.
+        world: how many processes there are.
+        seed: of the order, the augmentation and the sizes.
+        device: where the batches are made; with CUDA the images are decoded there.
+        dtype: torch.float32 or torch.float16.
+        sizes: sides that the downscaled batches are drawn from, pixels.
+        sizes_per_step: R, how many are drawn per step, with replacement.
+
+    Raises:
+        ConfigError: the global batch is larger than the data, or a wrong dtype.
+    """
+    _check_dtype(dtype)
+    split = draws.Split(images=len(folder.files), batch=batch, world=world, drop_last=data.drop_last)
+    return TrainLoader(
+        data,
+        folder,
+        split,
+        seed=seed,
+        rank=rank,
+        device=device,
+        dtype=dtype,
+        sizes=sizes,
+        sizes_per_step=sizes_per_step,
+    )
+
+
+def eval_loader(
+    data: Data,
+    folder: ImageFolder,
+    *,
+    batch: int,
+    rank: int = 0,
+    world: int = 1,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> EvalLoader:
+    """The evaluation batches of process `rank` of `world`: at most `batch` images each, none twice.
+
+    Raises:
+        ConfigError: a wrong dtype.
+    """
+    _check_dtype(dtype)
+    return EvalLoader(data, folder, batch=batch, rank=rank, world=world, device=device, dtype=dtype)
+
+
+def channels_first(images: torch.Tensor) -> torch.Tensor:
+    """DALI's [B, H, W, 3] seen as [B, 3, H, W] in channels_last memory, without a copy."""
+    return images.permute(0, 3, 1, 2)
+
+
+def _paths(folder: ImageFolder, taken: NDArray[np.int64], arrays: dict[str, NDArray[Any]]) -> Feed:
+    return Feed([folder.path(index) for index in taken], arrays)
+
+
+def dali_threads(data: Data) -> int:
+    """DALI's threads: as configured, or this process's share of the machine's cores."""
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    cores = len(os.sched_getaffinity(0))
+    return data.threads or max(1, min(MAX_THREADS, cores // processes))
+
+
+def _check_dtype(dtype: torch.dtype) -> None:
+    if dtype not in (torch.float32, torch.float16):
+        raise ConfigError(f"dtype of the images is {dtype}; allowed: torch.float32, torch.float16")

@@ -1,0 +1,157 @@
+"""A DALI pipeline as a stream of numbered runs, each a pure function of its number."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from nvidia.dali import Pipeline, fn, pipeline_def, types
+from nvidia.dali.pipeline import do_not_convert
+
+from fasttrain.errors import DataError
+
+from .decode_check import find_undecodable
+from .graphs import encode_paths
+
+Graph = Callable[[Mapping[str, Any]], Sequence[Any]]
+"""DALI nodes of the outputs from those of the inputs."""
+
+_DALI_TYPES = {
+    np.dtype(np.uint8): types.DALIDataType.UINT8,
+    np.dtype(np.int32): types.DALIDataType.INT32,
+    np.dtype(np.int64): types.DALIDataType.INT64,
+    np.dtype(np.float32): types.DALIDataType.FLOAT,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Feed:
+    """What one run takes in: B file names and B rows of each array."""
+
+    paths: list[str]
+    arrays: dict[str, NDArray[Any]]
+
+
+class _Source:
+    """Answers DALI's calls, which are numbered from 0, with the feeds of the runs from `first` on."""
+
+    def __init__(self, feed: Callable[[int], Feed], first: int) -> None:
+        self.feed = feed
+        self.first = first
+        self.end = first
+
+    def __call__(self, call: int) -> tuple[Any, ...]:
+        run = self.first + call
+        self.end = run + 1
+        feed = self.feed(run)
+        return (encode_paths(feed.paths), *feed.arrays.values())
+
+
+@do_not_convert
+def _inputs(source: _Source, sample: Feed) -> dict[str, Any]:
+    """The graph's inputs by name, typed like the sample."""
+    arrays = sample.arrays.values()
+    nodes = fn.external_source(
+        source,
+        num_outputs=1 + len(arrays),
+        batch=True,
+        dtype=[types.DALIDataType.UINT8, *(_DALI_TYPES[array.dtype] for array in arrays)],
+        ndim=[1, *(array.ndim - 1 for array in arrays)],
+    )
+    return dict(zip(("paths", *sample.arrays), nodes, strict=True))
+
+
+class Stream:
+    """Runs of one graph in the order asked for; consecutive runs stay prefetched, a jump builds anew."""
+
+    def __init__(
+        self,
+        feed: Callable[[int], Feed],
+        graph: Graph,
+        *,
+        batch: int,
+        device: torch.device,
+        threads: int,
+        prefetch: int,
+    ) -> None:
+        """A stream whose pipeline is built by the first `take`.
+
+        Args:
+            feed: the inputs of a run, by its number; a pure function, called ahead of time.
+            graph: the outputs' nodes; its inputs are `paths` and the names of the feed's arrays.
+            batch: the most images that a run has.
+            device: where the outputs are.
+            threads: DALI's CPU threads.
+            prefetch: runs prepared ahead.
+        """
+        self._feed = feed
+        self._graph = graph
+        self._device = torch.device("cuda", device.index or 0) if device.type == "cuda" else device
+        self._options = {
+            "batch_size": batch,
+            "num_threads": threads,
+            "device_id": self._device.index if device.type == "cuda" else None,
+            "prefetch_queue_depth": prefetch,
+        }
+        self._pipeline: Pipeline | None = None
+        self._source = _Source(feed, 0)
+        self.next = 0
+        """The run that is ready without building anew."""
+
+    def take(self, run: int) -> list[torch.Tensor]:
+        """The outputs of a run as tensors that share DALI's memory and keep it.
+
+        Raises:
+            DataError: a file of the prefetched runs cannot be decoded.
+        """
+        if self._pipeline is None or run != self.next:
+            self._build(run)
+        assert self._pipeline is not None
+        try:
+            outputs = self._run(self._pipeline)
+        except BaseException as error:
+            # Also after Ctrl-C: the pipeline may have moved on.
+            self.close()
+            if isinstance(error, RuntimeError):
+                self._blame(range(run, self._source.end))
+            raise
+        self.next = run + 1
+        return outputs
+
+    def close(self) -> None:
+        """Frees the pipeline; tensors that were handed out stay valid."""
+        self._pipeline = None
+
+    def _build(self, first: int) -> None:
+        self.close()
+        source = self._source = _Source(self._feed, first)
+        sample, graph = self._feed(first), self._graph
+
+        @pipeline_def(enable_conditionals=True, **self._options)
+        def define() -> tuple[Any, ...]:
+            return tuple(graph(_inputs(source, sample)))
+
+        pipeline = define()
+        pipeline.build()
+        self._pipeline = pipeline
+        self.next = first
+
+    def _run(self, pipeline: Pipeline) -> list[torch.Tensor]:
+        if self._device.type != "cuda":
+            return [torch.from_dlpack(output.as_tensor()) for output in pipeline.run()]
+        # Bound to the consumer's stream: DALI reuses the memory only after the work queued there.
+        with torch.cuda.device(self._device):
+            outputs = pipeline.run(torch.cuda.current_stream())
+            return [torch.from_dlpack(output.as_tensor()) for output in outputs]
+
+    def _blame(self, runs: range) -> None:
+        """Raises DataError if a file of these runs is to blame."""
+        files = dict.fromkeys(path for run in runs for path in self._feed(run).paths)
+        found = find_undecodable(list(files))
+        if found is not None:
+            path, reason = found
+            raise DataError(f"image {path} {reason}; replace or remove it") from None

@@ -1,0 +1,72 @@
+"""Five training steps on given tensors, as one of several processes; rank 0 saves the weights.
+
+Run by test_distributed.py: `distributed_worker.py OUTPUT MODE`, alone or under torchrun.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+
+from fasttrain import build, distributed
+from fasttrain.config import Config, Data, Method, Model, Optim, Run
+from fasttrain.distributed import Process
+from fasttrain.hardware import Precision
+from fasttrain.models import batch_norms
+
+CONFIG = Config(
+    data=Data(augmentation="small", crop=32, val_crop=32, val_resize=32, num_classes=10),
+    model=Model(name="cifar_resnet20"),
+    method=Method(subnets=3, subnet_inputs="downscaled", sizes=(16, 24), normalize="layer_norm"),
+    optim=Optim(lr=0.05, clip=5.0, ema=0.5),
+    run=Run(batch=8, seed=11, epochs=2),
+)
+STEPS = 5
+
+
+def batch(step: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The global batch of a step: images, downscaled images, targets."""
+    random = torch.Generator().manual_seed(step)
+    images = torch.randn(8, 3, 32, 32, generator=random, dtype=torch.float64)
+    small = torch.nn.functional.interpolate(images, (16 + 8 * (step % 2),) * 2, mode="bilinear")
+    return images, small, torch.randint(0, 10, (8,), generator=random)
+
+
+def run(process: Process, mode: str) -> dict[str, object]:
+    """Train five steps.
+
+    `mode` frozen: batch norm by its running statistics, each rank a part of the batch; same: all of it.
+    """
+    network = build.build_network(CONFIG, 10, process.device).double()
+    step = build.build_step(CONFIG, network, process, Precision("fp32", "cpu"), STEPS)
+    network.train()
+    if mode == "frozen":
+        for layer in batch_norms(network):
+            layer.eval()
+    draws = []
+    for index in range(STEPS):
+        tensors = batch(index)
+        if mode == "frozen":
+            own = len(tensors[2]) // process.world
+            tensors = tuple(t[process.rank * own : (process.rank + 1) * own] for t in tensors)  # type: ignore[assignment]
+        images, small, targets = tensors
+        step(images, [small], targets, epoch=0, step=index, global_step=index)
+        draws.append(str(step.method.draw(0, index)))  # type: ignore[attr-defined]
+    assert step.ema is not None
+    return {"network": network.state_dict(), "ema": step.ema.state_dict(), "draws": draws}
+
+
+def main(output: Path, mode: str) -> None:
+    """Join, train, save."""
+    process = distributed.start("cpu")
+    try:
+        result = run(process, mode)
+        torch.save(result, output / f"{mode}-{process.world}-{process.rank}.pt")
+    finally:
+        distributed.stop()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2])

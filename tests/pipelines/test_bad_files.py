@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from fasttrain.config import Data
+from fasttrain.errors import DataError
+from fasttrain.pipelines.decode_check import find_undecodable
+from fasttrain.pipelines.folder import ImageFolder
+from fasttrain.pipelines.loader import Batch, eval_loader, train_loader
+
+pytestmark = pytest.mark.pipelines
+
+DATA = Data(crop=32, val_resize=32, val_crop=32, threads=2)
+CPU = torch.device("cpu")
+
+DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
+    "missing": (lambda path: path.unlink(), "cannot be read: no such file"),
+    "empty": (lambda path: path.write_bytes(b""), "is empty"),
+    "truncated": (lambda path: path.write_bytes(path.read_bytes()[:600]), "cannot be decoded"),
+    "text": (lambda path: path.write_text("no picture\n" * 50), "cannot be decoded"),
+}
+
+
+@pytest.fixture
+def copies(photos: ImageFolder, tmp_path: Path) -> ImageFolder:
+    shutil.copytree(photos.root, tmp_path / "copies")
+    return dataclasses.replace(photos, root=str(tmp_path / "copies"))
+
+
+def training(folder: ImageFolder) -> Iterator[Batch]:
+    return train_loader(DATA, folder, batch=8, seed=0, device=CPU, dtype=torch.float32).epoch(0)
+
+
+def evaluation(folder: ImageFolder) -> Iterator[Batch]:
+    return iter(eval_loader(DATA, folder, batch=8, device=CPU, dtype=torch.float32))
+
+
+@pytest.mark.parametrize("batches", [training, evaluation])
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_bad_file_is_named_at_once(
+    copies: ImageFolder, damage: str, batches: Callable[[ImageFolder], Iterator[Batch]]
+) -> None:
+    harm, reason = DAMAGES[damage]
+    # DALI decodes what the crop needs: damage several images, so that a lower part is needed of one
+    bad = [Path(copies.path(index)) for index in (5, 20, 33)]
+    for path in bad:
+        harm(path)
+    start = time.monotonic()
+    with pytest.raises(DataError, match=reason) as caught:
+        list(batches(copies))
+    assert time.monotonic() - start < 20
+    assert any(f"image {path} " in str(caught.value) for path in bad)
+    assert caught.value.__cause__ is None
+    assert caught.value.__suppress_context__
+
+
+def test_good_files_are_not_blamed(photos: ImageFolder) -> None:
+    assert find_undecodable([photos.path(index) for index in range(47)]) is None
+
+
+def test_the_first_of_many_is_found(copies: ImageFolder) -> None:
+    paths = [copies.path(index) for index in range(47)]
+    Path(paths[40]).write_text("no picture")
+    Path(paths[44]).write_text("no picture")
+    assert find_undecodable(paths) == (paths[40], "cannot be decoded: it is damaged or no image")
+
+
+def test_a_loader_goes_on_after_the_file_was_mended(copies: ImageFolder, photos: ImageFolder) -> None:
+    loader = eval_loader(DATA, copies, batch=8, device=CPU, dtype=torch.float32)
+    Path(copies.path(9)).write_bytes(b"")
+    with pytest.raises(DataError, match="is empty"):
+        list(loader)
+    shutil.copy(photos.path(9), copies.path(9))
+    assert sum(len(batch.targets) for batch in loader) == 47

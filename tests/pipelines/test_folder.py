@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from fasttrain.errors import DataError
+from fasttrain.pipelines.folder import scan
+
+pytestmark = pytest.mark.pipelines
+
+
+def touch(root: Path, *names: str) -> Path:
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    return root
+
+
+def test_lists_images_sorted_by_class_and_name(tmp_path: Path) -> None:
+    root = touch(
+        tmp_path, "b/2.JPEG", "b/1.png", "a/x.webp", "a/notes.txt", "a/.hidden.jpg", ".git/1.jpg", "read.me"
+    )
+    folder = scan(root)
+    assert folder.classes == ("a", "b")
+    assert folder.files == ("a/x.webp", "b/1.png", "b/2.JPEG")
+    assert folder.labels == (0, 1, 1)
+    assert folder.path(2) == str(root / "b" / "2.JPEG")
+
+
+def test_validation_must_have_the_training_classes(tmp_path: Path) -> None:
+    root = touch(tmp_path, *(f"{name}/1.jpg" for name in "abc"))
+    assert scan(root, ["c", "a", "b"]).classes == ("a", "b", "c")
+    expected = r"1 missing \(z\), 2 extra \(b, c\); allowed: the same 2 class folders"
+    with pytest.raises(DataError, match=expected):
+        scan(root, ["a", "z"])
+
+
+def test_many_different_classes_are_abbreviated(tmp_path: Path) -> None:
+    root = touch(tmp_path, "a/1.jpg")
+    with pytest.raises(DataError, match=r"99 missing \(c01, c02, c03, \.\.\.\)"):
+        scan(root, ["a", *(f"c{index:02}" for index in range(1, 100))])
+
+
+def test_a_folder_that_looks_like_an_image_is_none(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="holds no image"):
+        scan(touch(tmp_path, "a/x.jpg/readme"))
+
+
+@pytest.mark.parametrize(
+    ("files", "root", "message"),
+    [
+        ([], "absent", "absent' does not exist; give a folder with one folder per class"),
+        (["plain.jpg"], "plain.jpg", "plain.jpg' is not a folder"),
+        ([".hidden/1.jpg", "1.jpg"], ".", "has no class folders"),
+        (["a/1.jpg", "b/1.txt"], ".", r"class folder .*b holds no image; allowed: \.jpg"),
+    ],
+)
+def test_unusable_folders_are_named(tmp_path: Path, files: list[str], root: str, message: str) -> None:
+    touch(tmp_path, *files)
+    with pytest.raises(DataError, match=message):
+        scan(tmp_path / root)

@@ -1,0 +1,238 @@
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+import weakref
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fasttrain.config import Data
+from fasttrain.errors import ConfigError
+from fasttrain.pipelines.folder import ImageFolder
+from fasttrain.pipelines.loader import (
+    Batch,
+    EvalLoader,
+    TrainLoader,
+    channels_first,
+    dali_threads,
+    eval_loader,
+    train_loader,
+)
+
+pytestmark = pytest.mark.pipelines
+
+CPU = torch.device("cpu")
+DATA = Data(crop=48, val_resize=56, val_crop=48, threads=2)
+SMALL = Data(augmentation="small", crop=32, val_resize=32, val_crop=32, jitter=0, lighting=0, threads=2)
+
+
+def train(data: Data, folder: ImageFolder, batch: int = 8, **options: Any) -> TrainLoader:
+    options = {"seed": 5, "device": CPU, "dtype": torch.float32, **options}
+    return train_loader(data, folder, batch=batch, **options)
+
+
+def evaluate(data: Data, folder: ImageFolder, batch: int = 8, **options: Any) -> EvalLoader:
+    return eval_loader(data, folder, batch=batch, **{"device": CPU, "dtype": torch.float32, **options})
+
+
+def numbered(folder: ImageFolder) -> ImageFolder:
+    """The same images, each a class of its own, so that targets tell which images came."""
+    return dataclasses.replace(folder, labels=tuple(range(len(folder.files))))
+
+
+def flat(batches: list[list[int]]) -> list[int]:
+    return [target for batch in batches for target in batch]
+
+
+def targets(batches: Iterator[Batch]) -> list[list[int]]:
+    return [batch.targets.tolist() for batch in batches]
+
+
+def assert_equal(one: Batch, other: Batch) -> None:
+    for left, right in zip((one.images, *one.small), (other.images, *other.small), strict=True):
+        assert torch.equal(left, right)
+    assert torch.equal(one.targets, other.targets)
+
+
+def test_an_epoch_takes_each_image_once(photos: ImageFolder) -> None:
+    loader = train(dataclasses.replace(DATA, drop_last=False), numbered(photos))
+    epochs = [targets(loader.epoch(epoch)) for epoch in (0, 1)]
+    for epoch in epochs:
+        assert [len(batch) for batch in epoch] == [8] * 5 + [7]
+        assert sorted(flat(epoch)) == list(range(47))
+    assert epochs[0] != epochs[1]
+    assert loader.steps_per_epoch == 6
+
+
+def test_the_last_partial_batch_is_dropped(photos: ImageFolder) -> None:
+    loader = train(DATA, numbered(photos))
+    taken = targets(loader.epoch(0))
+    assert [len(batch) for batch in taken] == [8] * 5 == [8] * loader.steps_per_epoch
+    assert len(set(flat(taken))) == 40
+
+
+@pytest.mark.parametrize("data", [DATA, dataclasses.replace(DATA, drop_last=False)], ids=["drop", "keep"])
+@pytest.mark.parametrize("world", [2, 4])
+def test_any_world_size_sees_the_same_global_steps(photos: ImageFolder, data: Data, world: int) -> None:
+    """Not only the same images: the same pixels, but for the images that a partial batch cannot share."""
+    options: dict[str, Any] = {"sizes": (16, 24, 32), "sizes_per_step": 1}
+    alone = list(train(data, numbered(photos), 12, **options).epoch(1))
+    shared = [
+        list(train(data, numbered(photos), 12 // world, rank=rank, world=world, **options).epoch(1))
+        for rank in range(world)
+    ]
+    for step, whole in enumerate(alone):
+        parts = [batches[step] for batches in shared]
+        count = len(whole.targets) // world * world
+        assert torch.equal(torch.cat([part.targets for part in parts]), whole.targets[:count])
+        assert torch.equal(torch.cat([part.images for part in parts]), whole.images[:count])
+        assert torch.equal(torch.cat([part.small[0] for part in parts]), whole.small[0][:count])
+
+
+@pytest.mark.parametrize("data", [DATA, SMALL], ids=["imagenet", "small"])
+@pytest.mark.parametrize(("epoch", "step"), [(0, 3), (1, 0), (2, 4)])
+def test_a_resume_is_bit_identical(
+    photos: ImageFolder, icons: ImageFolder, data: Data, epoch: int, step: int
+) -> None:
+    folder = icons if data is SMALL else photos
+    options: dict[str, Any] = {"batch": 4, "sizes": (12, 16, 24), "sizes_per_step": 2}
+    straight = train(data, folder, **options)
+    expected = [batch for past in range(epoch + 1) for batch in straight.epoch(past)]
+    expected = expected[epoch * straight.steps_per_epoch + step :]
+    resumed = list(train(data, folder, **options).epoch(epoch, step))
+    assert len(resumed) == straight.steps_per_epoch - step > 0
+    for one, other in zip(expected, resumed, strict=True):
+        assert_equal(one, other)
+
+
+def test_one_loader_may_jump_back(photos: ImageFolder) -> None:
+    loader = train(DATA, photos)
+    first = list(loader.epoch(0))
+    abandoned = loader.epoch(1)
+    next(abandoned)
+    for one, other in zip(first[2:], loader.epoch(0, 2), strict=True):
+        assert_equal(one, other)
+
+
+def test_consecutive_epochs_keep_the_pipeline(photos: ImageFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    loader = train(DATA, photos)
+    list(loader.epoch(0))
+    monkeypatch.setattr(loader._stream, "_build", lambda first: pytest.fail("built anew"))
+    assert len(list(loader.epoch(1))) == loader.steps_per_epoch
+
+
+def test_downscaled_batches_have_the_sizes_of_their_step(photos: ImageFolder) -> None:
+    loader = train(DATA, photos, sizes=(16, 24, 32, 48), sizes_per_step=3)
+    sides = [
+        [[small.shape[-1] for small in batch.small] for batch in loader.epoch(epoch)] for epoch in (0, 1)
+    ]
+    assert {len(step) for epoch in sides for step in epoch} == {3}
+    assert {side for epoch in sides for step in epoch for side in step} == {16, 24, 32, 48}
+    assert sides[0] != sides[1]
+
+
+def test_without_sizes_there_is_no_downscaled_batch(photos: ImageFolder) -> None:
+    assert next(train(DATA, photos, sizes=(), sizes_per_step=1).epoch(0)).small == ()
+    assert next(train(DATA, photos, sizes=(16,), sizes_per_step=0).epoch(0)).small == ()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_batches_are_channels_last_without_a_copy(photos: ImageFolder, dtype: torch.dtype) -> None:
+    batch = next(train(DATA, photos, dtype=dtype, sizes=(16,), sizes_per_step=1).epoch(0))
+    assert batch.images.shape == (8, 3, 48, 48)
+    assert batch.small[0].shape == (8, 3, 16, 16)
+    assert (batch.targets.dtype, batch.targets.shape) == (torch.int64, (8,))
+    for images in (batch.images, *batch.small):
+        assert images.dtype == dtype
+        assert images.is_contiguous(memory_format=torch.channels_last)
+    hwc = torch.zeros(2, 4, 5, 3, dtype=dtype)
+    assert channels_first(hwc).data_ptr() == hwc.data_ptr()
+
+
+def test_batches_outlive_the_next_ones_and_the_pipeline(photos: ImageFolder) -> None:
+    loader = train(dataclasses.replace(DATA, prefetch=3), photos, sizes=(16,), sizes_per_step=1)
+    held: list[Batch] = []
+    copies: list[Batch] = []
+    for epoch in range(3):
+        for batch in loader.epoch(epoch):
+            held.append(batch)
+            small = tuple(images.clone() for images in batch.small)
+            copies.append(Batch(batch.images.clone(), small, batch.targets.clone()))
+    loader.close()
+    for one, other in zip(held, copies, strict=True):
+        assert_equal(one, other)
+    assert len({batch.images.data_ptr() for batch in held}) == len(held)
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 50])
+def test_evaluation_takes_each_image_once(photos: ImageFolder, world: int) -> None:
+    taken: list[int] = []
+    for rank in range(world):
+        loader = evaluate(DATA, numbered(photos), rank=rank, world=world)
+        batches = targets(iter(loader))
+        assert len(batches) == len(loader)
+        assert all(batches)
+        taken += flat(batches)
+    assert sorted(taken) == list(range(47))
+
+
+def test_evaluation_repeats_and_may_be_broken_off(photos: ImageFolder) -> None:
+    loader = evaluate(DATA, photos)
+    first = list(loader)
+    next(iter(loader))
+    for again in (list(loader), list(loader)):
+        for one, other in zip(first, again, strict=True):
+            assert_equal(one, other)
+    assert first[0].small == ()
+    assert first[0].images.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_file_names_of_any_length_and_letters_are_read(photos: ImageFolder, tmp_path: Path) -> None:
+    names = ("a", "b" * 200, "c d", "\u00e9\u732b", os.fsdecode(b"not-utf8-\xff"))
+    files = tuple(f"{index % 2}/{name}.jpg" for index, name in enumerate(names))
+    for index, file in enumerate(files):
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        shutil.copy(photos.path(index), tmp_path / file)
+    folder = ImageFolder(root=str(tmp_path), classes=("0", "1"), files=files, labels=(0, 1, 0, 1, 0))
+    renamed = next(iter(evaluate(DATA, folder, 5)))
+    original = next(iter(evaluate(DATA, photos, 5)))
+    assert torch.equal(renamed.images, original.images)
+
+
+@pytest.mark.parametrize(
+    ("configured", "cores", "processes", "threads"),
+    [(0, 64, "2", 16), (0, 16, "4", 4), (0, 2, "8", 1), (5, 64, "1", 5)],
+)
+def test_threads_are_a_share_of_the_cores(
+    monkeypatch: pytest.MonkeyPatch, configured: int, cores: int, processes: str, threads: int
+) -> None:
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: range(cores))
+    assert dali_threads(Data(threads=configured)) == threads
+
+
+def test_wrong_requests_are_refused(photos: ImageFolder) -> None:
+    with pytest.raises(ConfigError, match=r"torch\.bfloat16; allowed: torch\.float32, torch\.float16"):
+        train(DATA, photos, dtype=torch.bfloat16)
+    with pytest.raises(ConfigError, match=r"run\.batch is 48, larger than the data's 47 images"):
+        train(DATA, photos, batch=24, world=2)
+
+
+def test_loaders_close_while_batches_are_under_way(photos: ImageFolder) -> None:
+    for taken in (0, 1, 2):
+        loader = train(dataclasses.replace(DATA, prefetch=4), photos)
+        batches = loader.epoch(0)
+        for _ in range(taken):
+            next(batches)
+        loader.close()
+        loader.close()
+    assert len(targets(loader.epoch(0))) == loader.steps_per_epoch
+    pipeline = weakref.ref(loader._stream._pipeline)
+    assert pipeline() is not None
+    loader.close()
+    assert pipeline() is None

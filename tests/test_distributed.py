@@ -1,0 +1,59 @@
+"""Two processes under torchrun (gloo) train as one process does, fed the same tensors."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from fasttrain import distributed
+from fasttrain.errors import ConfigError
+from fasttrain.models import create_model
+
+WORKER = Path(__file__).parent / "distributed_worker.py"
+
+
+def torchrun(processes: int, *arguments: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+    """Run the worker under torchrun, or alone."""
+    command = [sys.executable, str(WORKER), *arguments]
+    if processes > 1:
+        launcher = ["torch.distributed.run", "--standalone", "--local-addr=127.0.0.1"]
+        command = [sys.executable, "-m", *launcher, f"--nproc-per-node={processes}", "--", *command[1:]]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=timeout, env=environment, check=False
+    )
+
+
+@pytest.mark.parametrize("mode", ["frozen", "same"])
+def test_two_processes_train_as_one(tmp_path: Path, mode: str) -> None:
+    """`frozen`: each process has half of every batch. DDP's mean of two gradients over 4 images each is the
+    gradient over 8 if no image influences another: batch norm works by its running statistics.
+    `same`: both have the whole batch, so that batch statistics are equal too, in training mode.
+    Float64: what is left is rounding.
+    """
+    for processes in (1, 2):
+        result = torchrun(processes, str(tmp_path), mode)
+        assert result.returncode == 0, result.stderr
+    alone, first, second = (
+        torch.load(tmp_path / f"{mode}-{name}.pt", weights_only=True) for name in ("1-0", "2-0", "2-1")
+    )
+    assert alone["draws"] == first["draws"] == second["draws"]
+    for part in ("network", "ema"):
+        for key, value in alone[part].items():
+            torch.testing.assert_close(first[part][key], value, rtol=1e-9, atol=1e-11)
+            torch.testing.assert_close(first[part][key], second[part][key], rtol=0, atol=0)
+    weights = alone["network"]["layer1.0.conv1.weight"]
+    torch.manual_seed(11)
+    initial = create_model("cifar_resnet20", 10).state_dict()["layer1.0.conv1.weight"]
+    assert float((weights - initial).abs().max()) > 1e-4  # it did train
+
+
+def test_a_batch_must_divide() -> None:
+    assert distributed.local_batch(12, 3) == 4
+    with pytest.raises(ConfigError, match=r"run\.batch is 12; allowed: a multiple of the 5 processes"):
+        distributed.local_batch(12, 5)
