@@ -29,9 +29,9 @@ def demo_ct() -> Config:
         ),
         model=Model(name="cifar_resnet20"),
         method=Method(name="common"),
-        optim=Optim(lr=0.1, weight_decay=5e-4, warmup_epochs=1),
-        evaluation=Evaluation(every=5, subnets=-1, calibration_images=1408),
-        run=Run(epochs=10, batch=64, log_every=22),
+        optim=Optim(lr=0.1, weight_decay=5e-4, warmup_epochs=1, clip=1.0),
+        evaluation=Evaluation(every=5, subnets=-1, calibration_images=704),
+        run=Run(epochs=14, batch=64, log_every=22),
     )
 
 
@@ -46,6 +46,7 @@ def demo() -> Config:
             subnet_inputs="downscaled",
             sizes=(16, 20, 24, 28),
             normalize="layer_norm",
+            normalize_main=False,  # its floor with 10 classes is 0.28
         ),
     )
 

@@ -13,7 +13,10 @@ from ..config import Config, Data, Method, Model, Optim, Run
 
 FAST_SIZES = (96, 112, 128, 160, 176, 192)
 """Instead of every integer in 86..200 (int(0.43 * 200) to the crop): mean side 144 against 143, mean area
-21,931 against 21,532 pixels, six shapes against 115."""
+21,931 against 21,551 pixels, six shapes against 115. ResNet-50 needs 5.5 % fewer FLOPs on them all the same:
+at other sides its strides round feature maps up."""
+FAST_SIZES_CROP = 200
+"""The training crop that `FAST_SIZES` are meant for, pixels."""
 
 
 def rn50_ct_200() -> Config:

@@ -1,0 +1,1 @@
+"""Benchmarks of fasttrain: `python -m bench <command>`, run from the repository root."""

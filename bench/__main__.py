@@ -1,0 +1,55 @@
+"""`python -m bench <command> [options]`: one module of this package per command."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+import torch
+
+from fasttrain.errors import INTERRUPTED, ConfigError, OutOfMemoryError, RunError
+
+COMMANDS = {
+    "step": "one training step: seconds, FLOPs and memory of CT, ST, ST++ and the published code",
+}
+"""Command to what it measures; `bench.<command>.main(argv)` runs it."""
+
+
+def usage() -> str:
+    """What `python -m bench --help` prints."""
+    lines = ["usage: python -m bench <command> [options]", "", "commands (each has --help):"]
+    return "\n".join(lines + [f"  {name:10}{text}" for name, text in COMMANDS.items()])
+
+
+def dispatch(argv: Sequence[str]) -> None:
+    """Run one command.
+
+    Raises:
+        ConfigError: no command, or an unknown one.
+    """
+    if argv and argv[0] in ("-h", "--help"):
+        print(usage())
+        return
+    if not argv or argv[0] not in COMMANDS:
+        raise ConfigError(f"command is {argv[0] if argv else ''!r}; allowed: {', '.join(COMMANDS)}")
+    importlib.import_module(f"bench.{argv[0]}").main(argv[1:])
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run one command; the exit status. Errors that a user can mend are one line on stderr."""
+    try:
+        dispatch(argv)
+    except RunError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_status
+    except torch.OutOfMemoryError as error:
+        print(f"error: out of memory: {str(error).splitlines()[0]}", file=sys.stderr)
+        return OutOfMemoryError.exit_status
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

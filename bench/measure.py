@@ -1,0 +1,161 @@
+"""Measuring one call: seconds, FLOPs, peak memory; and the precision a device works in."""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
+
+from fasttrain import hardware
+from fasttrain.errors import ConfigError
+
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler's own notices are not the bench's
+
+PRECISIONS = ("auto", "bf16", "fp16", "fp32")
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Amp:
+    """Autocast and gradient scaling of one precision on one device; fp32 does neither."""
+
+    def __init__(self, device: torch.device, precision: str) -> None:
+        """`precision`: bf16, fp16 or fp32."""
+        self.device, self.precision = device, precision
+        self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The region in which the forward pass and the loss run."""
+        if self.precision == "fp32":
+            return nullcontext()
+        return torch.autocast(self.device.type, _DTYPES[self.precision])
+
+    def backward(self, loss: Tensor) -> None:
+        """Gradients of a loss, scaled where the precision needs it."""
+        self.scaler.scale(loss).backward()
+
+    def step(self, optimizer: torch.optim.Optimizer) -> None:
+        """The optimizer's step on unscaled gradients."""
+        self.scaler.step(optimizer)
+        self.scaler.update()
+
+
+def choose_device(name: str) -> torch.device:
+    """The device called `name`, or CUDA where there is one.
+
+    Raises:
+        ConfigError: CUDA asked for where there is none.
+    """
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("--device is cuda, but torch sees no GPU; allowed here: cpu")
+    return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def choose_precision(name: str, device: torch.device) -> str:
+    """`name`, or for `auto` what the trainer would choose."""
+    return hardware.choose_precision(name, device).name
+
+
+def use_backends(*, benchmark: bool) -> None:
+    """Set cuDNN up for the next call: TF32 for float32 work, and whether it times its algorithms."""
+    torch.backends.cudnn.benchmark = benchmark
+    torch.backends.cudnn.conv.fp32_precision = "tf32"  # type: ignore[attr-defined]
+    torch.backends.cuda.matmul.fp32_precision = "tf32"
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait for the device's queued work."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def seconds(device: torch.device, call: Callable[[], object]) -> float:
+    """Duration of one call: CUDA events on a GPU, the monotonic clock on a CPU."""
+    synchronize(device)
+    if device.type == "cuda":
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        call()
+        end.record()
+        synchronize(device)
+        return start.elapsed_time(end) / 1000
+    begin = time.perf_counter()
+    call()
+    return time.perf_counter() - begin
+
+
+def flops(call: Callable[[], object]) -> int:
+    """Floating-point operations of the matrix products and convolutions in one call, a multiply-add as two.
+
+    Only shapes matter: on tensors of the meta device nothing is computed.
+    """
+    with FlopCounterMode(display=False) as counter:
+        call()
+    return counter.get_total_flops()
+
+
+def storage_bytes(tensors: Iterable[Tensor]) -> int:
+    """Bytes behind some tensors, shared storage counted once."""
+    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
+    return sum(storages.values())
+
+
+def peak_bytes(device: torch.device, call: Callable[[], object], state: Iterable[Tensor]) -> tuple[int, int]:
+    """Peak memory of one call, and what of it lived before.
+
+    On a GPU all that its allocator holds counts; on a CPU `state` and all that the call allocates through
+    PyTorch's allocator (oneDNN's own scratch memory does not).
+
+    Args:
+        device: where the call works.
+        call: the work; what it allocates is counted.
+        state: tensors that live before it: weights, momentum, images.
+
+    Returns:
+        Peak bytes, state included; the state's bytes.
+    """
+    gc.collect()
+    if device.type == "cuda":
+        synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        call()
+        synchronize(device)
+        return torch.cuda.max_memory_allocated(device), before
+    before = storage_bytes(state)
+    return before + _peak_of_events(_allocator_events(call)), before
+
+
+def _peak_of_events(events: Iterable[int]) -> int:
+    held = peak = 0
+    for size in events:
+        held += size
+        peak = max(peak, held)
+    return peak
+
+
+def _allocator_events(call: Callable[[], object]) -> Iterator[int]:
+    """Bytes of each allocation (positive) and release (negative) of a call, in order of time.
+
+    Releases of what was allocated before are not reported.
+    """
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        call()
+    with tempfile.TemporaryDirectory() as folder:
+        trace = Path(folder) / "trace.json"
+        profiler.export_chrome_trace(str(trace))
+        events = json.loads(trace.read_text())["traceEvents"]
+    memory = [event for event in events if event.get("name") == "[memory]"]
+    for event in sorted(memory, key=lambda event: event["ts"]):
+        if event["args"]["Device Type"] == 0:
+            yield event["args"]["Bytes"]

@@ -1,0 +1,261 @@
+"""The training steps that `python -m bench step` compares, each on the same images and draws."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fasttrain import config
+from fasttrain.config import IMAGENET_MEAN, IMAGENET_STD
+from fasttrain.methods import Common, Plan, Stimulative
+from fasttrain.models import StagedNetwork
+from fasttrain.randomness import draw_sizes
+from fasttrain.recipes.imagenet import FAST_SIZES, FAST_SIZES_CROP
+from fasttrain.subnets import Draw, OrderedSpace, Subnet, depths_of
+
+from . import naive
+from .measure import Amp
+
+
+def default_sizes(crop: int) -> tuple[int, ...]:
+    """The recipe's sizes in proportion to a crop, as multiples of 16 (of 4 below 128 pixels)."""
+    unit = 16 if crop >= 128 else 4
+    sides = {unit * round(size * crop / FAST_SIZES_CROP / unit) for size in FAST_SIZES}
+    return tuple(sorted(min(crop, max(unit, side)) for side in sides))
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What one step reads.
+
+    Attributes:
+        images: full-size batch [B, 3, H, W].
+        small: downscaled batches, as the loader hands them over.
+        targets: class indices, int64 [B].
+    """
+
+    images: Tensor
+    small: tuple[Tensor, ...]
+    targets: Tensor
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All of the batch's tensors."""
+        return (self.images, *self.small, self.targets)
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """What all modes have in common.
+
+    Attributes:
+        subnets: K, subnets per step.
+        space: sampling space of the modes with K subnets.
+        crop: side of the full-size batch, pixels.
+        sizes: sides of the downscaled batches, pixels.
+        seed: of the draws.
+    """
+
+    subnets: int
+    space: str
+    crop: int
+    sizes: tuple[int, ...]
+    seed: int
+
+
+def _downscaled(setup: Setup, **changes: object) -> config.Method:
+    values = {
+        "subnets": setup.subnets,
+        "space": setup.space,
+        "normalize": "layer_norm",
+        "subnet_inputs": "downscaled",
+        "sizes": setup.sizes,
+    }
+    return config.Method(**(values | changes))  # type: ignore[arg-type]
+
+
+def _cascaded(setup: Setup) -> config.Method:
+    return _downscaled(setup, subnet_inputs="cascaded", sizes=naive.sizes(setup.crop))
+
+
+MODES: dict[str, Callable[[Setup], config.Method]] = {
+    "ct": lambda setup: config.Method(name="common", subnets=0),
+    "naive": _cascaded,
+    "stpp-r1": lambda setup: _downscaled(setup, sizes_per_step=1),
+    "stpp-r2": lambda setup: _downscaled(setup, sizes_per_step=2),
+    "stpp-r3": lambda setup: _downscaled(setup, sizes_per_step=3),
+    "stpp-rk": lambda setup: _downscaled(setup, sizes_per_step=setup.subnets),
+    "stpp-coupled": lambda setup: _downscaled(setup, draws="coupled"),
+    "stpp-cascaded": _cascaded,
+    "st": lambda setup: config.Method(subnets=1),
+    "st-k": lambda setup: config.Method(subnets=setup.subnets, space=setup.space),
+}
+"""Name to method: `ct` common training; `naive` the published code's own step; `stpp-r*` ST++ with so many
+downscaled sizes per step (`rk`: one per subnet); `stpp-coupled` coupled draws, one size; `stpp-cascaded` the
+published inputs through our code; `st` one full-size subnet of the default space; `st-k` K full-size ones."""
+
+
+class Mode:
+    """One kind of training step, by our code.
+
+    Attributes:
+        name: its key in `MODES`.
+        options: the method's configuration.
+        setup: what all modes share.
+        published: whether the published code's way of running it is measured.
+    """
+
+    published = False
+
+    def __init__(self, name: str, setup: Setup, network: StagedNetwork) -> None:
+        """For one network.
+
+        Raises:
+            ConfigError: options that do not fit each other or the network.
+        """
+        self.name, self.setup, self.options = name, setup, MODES[name](setup)
+        self.common = Common(network.full)
+        self.method = Stimulative(
+            self.options,
+            network.full,
+            network.depths,
+            seed=setup.seed,
+            epochs=1,
+            mean=IMAGENET_MEAN,
+            std=IMAGENET_STD,
+        )
+
+    @property
+    def space(self) -> OrderedSpace:
+        """The space that subnets are drawn from."""
+        assert isinstance(self.method.space, OrderedSpace)
+        return self.method.space
+
+    def draw(self, step: int) -> Draw:
+        """Subnets and input sides of a step of epoch 0."""
+        draw = self.method.draw(0, step)
+        if self.options.subnet_inputs != "downscaled":
+            return draw
+        sides = draw_sizes(
+            self.options.sizes, self.options.sizes_per_step, seed=self.setup.seed, epoch=0, step=step
+        )
+        return dataclasses.replace(draw, sizes=sides)
+
+    def worst_draw(self) -> Draw:
+        """The draw that needs most memory: the largest sides, on each the subnets with most tree nodes."""
+        options, full = self.options, self.method.full
+        count = options.subnets
+        sides = tuple(sorted(set(options.sizes), reverse=True)[: options.sizes_per_step])
+        trees = [prefixes(full)] if options.subnet_inputs == "full" else [set() for _ in sides]
+        if options.subnet_inputs == "cascaded":
+            sides, trees = sides[:1] * count, [set() for _ in range(count)]
+        if options.draws == "coupled":
+            subnets = widest_coupled(self.space)
+        else:
+            subnets = widest(list(self.space), count, trees)
+        return Draw(tuple(subnets), (count / max(1, len(subnets)),) * len(subnets), sides)
+
+    def batch(self, images: Tensor, targets: Tensor, draw: Draw) -> Batch:
+        """What a step reads: the full-size batch and the downscaled ones, which the loader makes."""
+        sides = draw.sizes if self.options.subnet_inputs == "downscaled" else ()
+        return Batch(images, tuple(downscale(images, side) for side in sides), targets)
+
+    def plan(self, batch: Batch, draw: Draw) -> Plan:
+        """The forward pass of a draw."""
+        if self.options.name == "common":
+            return self.common.plan(batch.images, (), epoch=0, step=0)
+        return self.method.assemble(batch.images, batch.small, draw, epoch=0)
+
+    def forward_backward(self, network: StagedNetwork, batch: Batch, draw: Draw, amp: Amp) -> Tensor:
+        """Forward, loss and backward, as the trainer runs them; the loss, detached."""
+        with amp.autocast():
+            plan = self.plan(batch, draw)
+            logits = network.forward_trees(plan.inputs, plan.trees)
+            loss = (self.common if self.options.name == "common" else self.method).loss(
+                logits, plan, batch.targets
+            )
+        amp.backward(loss.total)
+        return loss.total.detach()
+
+    def block_calls(self, batch: Batch, draw: Draw) -> int:
+        """Residual blocks that a step runs."""
+        return self.plan(batch, draw).block_calls
+
+
+class Naive(Mode):
+    """The published code's step (see `bench.naive`), on the same draws."""
+
+    published = True
+
+    def forward_backward(self, network: StagedNetwork, batch: Batch, draw: Draw, amp: Amp) -> Tensor:
+        """One pass after the other, in float32 whatever `amp` says; the sum of the losses, detached."""
+        depths = [depths_of(subnet, len(network.depths)) for subnet in draw.subnets]
+        return naive.forward_backward(network, batch.images, batch.targets, depths, draw.sizes)
+
+    def block_calls(self, batch: Batch, draw: Draw) -> int:
+        """Residual blocks that a step runs."""
+        return sum(map(len, (self.method.full, *draw.subnets)))
+
+
+def build_mode(name: str, setup: Setup, network: StagedNetwork) -> Mode:
+    """The mode called `name`."""
+    return (Naive if name == "naive" else Mode)(name, setup, network)
+
+
+def downscale(images: Tensor, side: int) -> Tensor:
+    """Images [B, 3, H, W] resized to [B, 3, side, side] in their memory format."""
+    small = F.interpolate(images, (side, side), mode="bilinear", align_corners=False, antialias=True)
+    format_ = torch.channels_last if images.is_contiguous(memory_format=torch.channels_last) else None
+    return small.contiguous(memory_format=format_ or torch.contiguous_format)
+
+
+def prefixes(subnet: Subnet) -> set[Subnet]:
+    """The tree nodes of a subnet, each named by the blocks from the stem to it."""
+    return {subnet[:length] for length in range(1, len(subnet) + 1)}
+
+
+def widest(candidates: Sequence[Subnet], count: int, trees: Sequence[set[Subnet]]) -> list[Subnet]:
+    """`count` subnets, dealt in turn over `trees`, that together make most tree nodes.
+
+    Greedy, which for the union of paths in a tree is optimal (Pardi and Goldman 2005).
+
+    Args:
+        candidates: subnets to choose from.
+        count: how many; repetitions come last.
+        trees: nodes (see `prefixes`) that are there already; added to.
+    """
+    chosen: list[Subnet] = []
+    for index in range(count):
+        nodes = trees[index % len(trees)]
+        fresh = [subnet for subnet in candidates if subnet not in nodes] or candidates
+        best = max(fresh, key=lambda subnet: len(prefixes(subnet) - nodes))
+        nodes |= prefixes(best)
+        chosen.append(best)
+    return chosen
+
+
+def widest_coupled(space: OrderedSpace) -> list[Subnet]:
+    """The coupled draw with most tree nodes: the early stages at full depth."""
+    free = [stage for stage, choices in enumerate(space.choices) if choices > 1]
+    varied = free[-1] if free else 0
+    return [subnet for subnet in space if _full_except(space, subnet, varied)]
+
+
+def _full_except(space: OrderedSpace, subnet: Subnet, varied: int) -> bool:
+    depths = depths_of(subnet, len(space.depths))
+    return all(depths[stage] == full for stage, full in enumerate(space.depths) if stage != varied)
+
+
+def tree_key(mode: Mode, batch: Batch, draw: Draw) -> tuple[object, ...]:
+    """What a step's FLOPs depend on: two steps with equal keys run the same operations."""
+    if mode.published:
+        return ("published", draw.subnets, draw.sizes)
+    plan = mode.plan(batch, draw)
+    return tuple(
+        (tuple(x.shape), tree.nodes, frozenset(tree.leaves))
+        for x, tree in zip(plan.inputs, plan.trees, strict=True)
+    )

@@ -1,0 +1,137 @@
+"""The benchmarks' results: a long CSV, one row per measurement, each with where and how it was taken."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import platform
+import re
+import subprocess
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fasttrain.errors import ConfigError
+
+COLUMNS = (
+    *("bench", "mode", "metric", "value", "unit", "draw"),
+    *("model", "crop", "batch", "subnets", "space", "sizes", "precision", "memory_format"),
+    *("device", "threads", "driver", "power_limit_w", "torch", "python", "date", "commit", "n"),
+)
+"""Columns of every benchmark's CSV; what does not apply is left empty. `n`: calls behind the value."""
+
+RESULTS = Path(__file__).parent / "results"
+
+Row = dict[str, Any]
+
+
+class Rows:
+    """A growing CSV file. Each `write` appends whole lines, so that a run that is cut off leaves a valid one.
+
+    The first `write` replaces an older file: a run that fails before its first result destroys nothing.
+
+    Attributes:
+        kept: every row so far.
+    """
+
+    def __init__(self, path: Path, common: Mapping[str, Any]) -> None:
+        """`common`: values of columns that all rows share.
+
+        Raises:
+            ConfigError: the file's folder cannot be made.
+        """
+        self.path, self.common = path, dict(common)
+        self.kept: list[Row] = []
+        self._pending: list[Row] = []
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"--output is {path}: {error.strerror}") from None
+        if path.is_dir():
+            raise ConfigError(f"--output is {path}, a folder; allowed: a file's name")
+
+    def add(self, **values: Any) -> None:
+        """Add one measurement; `write` brings it to the file."""
+        row = dict.fromkeys(COLUMNS, "") | self.common | {"n": 1} | values
+        assert set(row) == set(COLUMNS), f"columns {sorted(set(row) ^ set(COLUMNS))}"
+        self._pending.append(row)
+
+    def write(self) -> None:
+        """Append what was added since the last call."""
+        text = io.StringIO()
+        writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+        if not self.kept:
+            writer.writeheader()
+        writer.writerows(self._pending)
+        with self.path.open("a" if self.kept else "w", newline="") as file:
+            file.write(text.getvalue())
+            file.flush()
+            os.fsync(file.fileno())
+        self.kept += self._pending
+        self._pending = []
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """The columns that say where a measurement was taken."""
+    driver, power_limit = _driver_and_power_limit(device)
+    return {
+        "device": device_name(device),
+        "threads": torch.get_num_threads(),
+        "driver": driver,
+        "power_limit_w": power_limit,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "commit": commit(),
+    }
+
+
+def device_name(device: torch.device) -> str:
+    """The GPU's name, or the processor's with its number of cores."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    name = str(torch.cpu.get_capabilities().get("cpu_name", "")) or platform.machine()
+    return f"{name.strip()} CPU, {os.cpu_count()} cores"
+
+
+def default_output(bench: str, device: torch.device) -> Path:
+    """`results/<device>/<bench>.csv` beside this file."""
+    slug = re.sub(r"[^a-z0-9]+", "-", device_name(device).lower()).strip("-")
+    return RESULTS / slug / f"{bench}.csv"
+
+
+def commit() -> str:
+    """The short commit, with -dirty if tracked or new files differ (results aside); `unknown` without git."""
+    here = Path(__file__).parent
+
+    def git(*args: str) -> str:
+        return subprocess.run(
+            ["git", *args], cwd=here, capture_output=True, text=True, check=True, timeout=60
+        ).stdout.strip()
+
+    try:
+        changes = git("status", "--porcelain", "--", ":/", ":(exclude)results")
+        return git("rev-parse", "--short", "HEAD") + ("-dirty" if changes else "")
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+
+
+def _driver_and_power_limit(device: torch.device) -> tuple[str, str]:
+    """The driver's version and the power limit in watts; empty on a CPU or without pynvml."""
+    if device.type != "cuda":
+        return "", ""
+    try:
+        import pynvml
+    except ImportError:
+        return "", ""
+    try:
+        pynvml.nvmlInit()
+        handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
+        watts = pynvml.nvmlDeviceGetPowerManagementLimit(handle) / 1000
+        return str(pynvml.nvmlSystemGetDriverVersion()), f"{watts:g}"
+    except pynvml.NVMLError:
+        return "", ""

@@ -1,0 +1,373 @@
+"""`python -m bench step`: one training step of each mode (see `bench.modes`), interleaved.
+
+A step is forward, loss, backward and the optimizer's step on synthetic images. For each of some consecutive
+draws every mode runs once, in an order that rotates, so that other load on the machine falls on all alike.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import gc
+import math
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+
+from fasttrain.config import Optim
+from fasttrain.errors import ConfigError, NonFiniteError
+from fasttrain.models import StagedNetwork, create_model
+from fasttrain.optim import build_optimizer
+from fasttrain.subnets import Draw
+
+from . import measure
+from .measure import Amp
+from .modes import MODES, Batch, Mode, Setup, build_mode, default_sizes, tree_key
+from .rows import Rows, default_output, environment
+from .summary import summarize, table
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """One run of the benchmark, checked."""
+
+    device: torch.device
+    model: str
+    batch: int
+    draws: int
+    warmup: int
+    modes: tuple[str, ...]
+    precision: str
+    memory: bool
+    flops: bool
+    num_classes: int
+    setup: Setup
+    output: Path
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{self.prog}: {message}")
+
+
+def main(argv: Sequence[str]) -> None:
+    """Run the benchmark.
+
+    Raises:
+        ConfigError: an option's value that is not allowed.
+    """
+    settings = parse(argv)
+    measure_modes(settings, Rows(settings.output, _common_columns(settings)))
+
+
+def measure_modes(settings: Settings, rows: Rows) -> None:
+    """Time, count and measure every mode; write the rows and print the summary."""
+    network = create_network(settings)
+    modes = [build_mode(name, settings.setup, network) for name in settings.modes]
+    images, targets = synthetic_batch(settings)
+    time_modes(settings, modes, network, images, targets, rows)
+    if settings.flops:
+        count_modes(settings, modes, network, rows)
+    if settings.memory:
+        measure_memory(settings, modes, network, images, targets, rows)
+    if settings.device.type == "cpu":
+        print("CPU timing: these numbers say nothing about a GPU.")
+    print(table(summarize(rows.kept, settings.batch)))
+    print(f"{len(rows.kept)} rows: {settings.output}")
+
+
+def parse(argv: Sequence[str]) -> Settings:
+    """Options to checked settings.
+
+    Raises:
+        ConfigError: a value that is not allowed.
+    """
+    options = _parser().parse_args(list(argv))
+    device = measure.choose_device(options.device)
+    names = tuple(options.modes.split(",")) if options.modes else tuple(MODES)
+    for name in names:
+        if name not in MODES:
+            raise ConfigError(f"--modes holds {name!r}; allowed: {', '.join(MODES)}")
+    for name, least in (
+        ("batch", 2),
+        ("draws", 1),
+        ("warmup", 0),
+        ("crop", 1),
+        ("num_classes", 1),
+        ("threads", 0),
+        ("seed", 0),
+    ):
+        if getattr(options, name) < least:
+            flag = f"--{name.replace('_', '-')}"
+            raise ConfigError(f"{flag} is {getattr(options, name)}; allowed: at least {least}")
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    sizes = _sizes(options.sizes, options.crop)
+    return Settings(
+        device=device,
+        model=options.model,
+        batch=options.batch,
+        draws=options.draws,
+        warmup=options.warmup,
+        modes=tuple(dict.fromkeys(names)),
+        precision=measure.choose_precision(options.precision, device),
+        memory=options.memory,
+        flops=not options.no_flops,
+        num_classes=options.num_classes,
+        setup=Setup(options.subnets, options.space, options.crop, sizes, options.seed),
+        output=options.output or default_output("step", device),
+    )
+
+
+def _sizes(text: str, crop: int) -> tuple[int, ...]:
+    if not text:
+        return default_sizes(crop)
+    try:
+        sizes = tuple(int(size) for size in text.split(","))
+    except ValueError:
+        raise ConfigError(f"--sizes is {text!r}; allowed: sides in pixels, such as 96,128,160") from None
+    if not all(1 <= size <= crop for size in sizes):
+        raise ConfigError(f"--sizes is {text}; allowed: 1 to the crop, {crop} pixels")
+    return sizes
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="python -m bench step", description=(__doc__ or "").partition("\n\n")[2])
+    add = parser.add_argument
+    add("--device", choices=("cpu", "cuda"), default="", help="default: cuda where there is a GPU")
+    add("--model", default="resnet50", help="a network of fasttrain (default: %(default)s)")
+    add("--crop", type=int, default=200, help="side of the full-size batch, pixels (%(default)s)")
+    add("--batch", type=int, default=16, help="images per step (%(default)s)")
+    add("--subnets", type=int, default=6, help="K, subnets per step (%(default)s)")
+    add("--space", default="space3", help="sampling space of the modes with K subnets (%(default)s)")
+    add("--sizes", default="", help="sides of downscaled batches, pixels (crop 200: 96,112,128,160,176,192)")
+    add("--draws", type=int, default=24, help="consecutive draws, measured once per mode (%(default)s)")
+    add("--warmup", type=int, default=1, help="rounds before, not counted (%(default)s)")
+    add("--modes", default="", help=f"some of {','.join(MODES)} (default: all)")
+    add(
+        "--precision", choices=measure.PRECISIONS, default="auto", help="of all modes but naive (%(default)s)"
+    )
+    add("--memory", action="store_true", help="measure each mode's peak memory at its largest draw, too")
+    add("--no-flops", action="store_true", help="do not count FLOPs (seconds per draw and mode)")
+    add("--num-classes", type=int, default=1000, help="outputs of the classifier (%(default)s)")
+    add("--threads", type=int, default=0, help="CPU threads of torch (default: its own choice)")
+    add("--seed", type=int, default=0, help="of weights, images and draws (%(default)s)")
+    add("-o", "--output", type=Path, help="CSV file (default: bench/results/<device>/step.csv)")
+    return parser
+
+
+def _common_columns(settings: Settings) -> dict[str, Any]:
+    columns = {"bench": "step", "model": settings.model, "crop": settings.setup.crop, "batch": settings.batch}
+    return columns | environment(settings.device)
+
+
+class Trainee:
+    """A network in training with its optimizer, in one precision and memory format."""
+
+    def __init__(self, settings: Settings, network: StagedNetwork, *, published: bool) -> None:
+        """A copy of `network`'s weights; `published`: as the published code trains it."""
+        self.device = settings.device
+        own = create_model(settings.model, settings.num_classes)
+        own.load_state_dict(network.state_dict())
+        format_ = torch.contiguous_format if published else torch.channels_last
+        self.network = own.to(settings.device, memory_format=format_).train()  # type: ignore[call-overload]
+        self.amp = Amp(settings.device, "fp32" if published else settings.precision)
+        self.optimizer = build_optimizer(self.network.parameters(), Optim(lr=0.01), settings.device)
+
+    def step(self, mode: Mode, batch: Batch, draw: Draw) -> Tensor:
+        """One training step; the loss, detached."""
+        loss = mode.forward_backward(self.network, batch, draw, self.amp)
+        self.amp.step(self.optimizer)
+        self.optimizer.zero_grad(set_to_none=True)
+        return loss
+
+    def timed_step(self, mode: Mode, batch: Batch, draw: Draw) -> float:
+        """Seconds of one step.
+
+        Raises:
+            NonFiniteError: a loss that is not finite, on which no timing can be trusted.
+        """
+        losses: list[Tensor] = []
+        measure.use_backends(benchmark=not mode.published)
+        elapsed = measure.seconds(self.device, lambda: losses.append(self.step(mode, batch, draw)))
+        if not math.isfinite(losses[0].item()):
+            raise NonFiniteError(f"mode {mode.name}: the loss is {losses[0].item()}")
+        return elapsed
+
+    def state(self) -> list[Tensor]:
+        """What lives between two steps: weights, buffers, momentum."""
+        momentum = [
+            value
+            for entry in self.optimizer.state.values()
+            for value in entry.values()
+            if isinstance(value, Tensor)
+        ]
+        return [*self.network.parameters(), *self.network.buffers(), *momentum]
+
+
+def create_network(settings: Settings) -> StagedNetwork:
+    """The network whose weights all modes start from.
+
+    Raises:
+        ConfigError: an unknown model, or a crop that it cannot reduce.
+    """
+    torch.manual_seed(settings.setup.seed)
+    network = create_model(settings.model, settings.num_classes)
+    if settings.setup.crop < network.reduction:
+        raise ConfigError(
+            f"--crop is {settings.setup.crop}; allowed: at least {network.reduction} pixels, "
+            f"the reduction of {settings.model}"
+        )
+    return network
+
+
+def synthetic_batch(settings: Settings) -> tuple[Tensor, Tensor]:
+    """Random normal images [B, 3, H, W] and targets [B] on the CPU."""
+    rng = torch.Generator().manual_seed(settings.setup.seed)
+    crop = settings.setup.crop
+    images = torch.randn(settings.batch, 3, crop, crop, generator=rng)
+    return images, torch.randint(settings.num_classes, (settings.batch,), generator=rng)
+
+
+def load(settings: Settings, mode: Mode, images: Tensor, targets: Tensor, draw: Draw) -> Batch:
+    """A mode's batch on the device, in the memory format of the mode."""
+    format_ = torch.contiguous_format if mode.published else torch.channels_last
+    return mode.batch(images.to(settings.device, memory_format=format_), targets.to(settings.device), draw)
+
+
+def time_modes(
+    settings: Settings,
+    modes: Sequence[Mode],
+    network: StagedNetwork,
+    images: Tensor,
+    targets: Tensor,
+    rows: Rows,
+) -> None:
+    """Time every mode once per draw; rows are written after each draw."""
+    trainees = {
+        published: Trainee(settings, network, published=published)
+        for published in {mode.published for mode in modes}
+    }
+
+    def timed(mode: Mode, draw: Draw) -> float:
+        batch = load(settings, mode, images, targets, draw)
+        return trainees[mode.published].timed_step(mode, batch, draw)
+
+    if settings.device.type == "cuda":
+        _tune(modes, timed)
+    for step in range(settings.draws, settings.draws + settings.warmup):
+        for mode in modes:
+            timed(mode, mode.draw(step))
+    for step in range(settings.draws):
+        _progress(f"draw {step + 1} of {settings.draws}")
+        turn = step % len(modes)
+        for mode in [*modes[turn:], *modes[:turn]]:
+            seconds = timed(mode, mode.draw(step))
+            add_row(rows, settings, mode, "seconds", seconds, "s", step)
+        rows.write()
+
+
+def _tune(modes: Sequence[Mode], timed: Callable[[Mode, Draw], float]) -> None:
+    """Run the whole network at every side once, so that no algorithm is chosen within a measurement."""
+    done = set()
+    for mode in modes:
+        for side in mode.options.sizes:
+            if (mode.published, side) not in done:
+                _progress(f"tuning for {side} pixels")
+                timed(mode, Draw((mode.method.full,), (1.0,), (side,)))
+                done.add((mode.published, side))
+
+
+def add_row(
+    rows: Rows, settings: Settings, mode: Mode, metric: str, value: float, unit: str, draw: int | str
+) -> None:
+    """Add one measurement of a mode."""
+    options = mode.options
+    sides = options.sizes
+    every = sides == tuple(range(sides[0], sides[-1] + 1)) if len(sides) > 1 else False
+    rows.add(
+        mode=mode.name,
+        metric=metric,
+        value=value,
+        unit=unit,
+        draw=draw,
+        subnets=options.subnets,
+        space=options.space if options.subnets else "",
+        sizes=f"{sides[0]}-{sides[-1]}" if every else " ".join(map(str, sides)),
+        precision=_precision(settings, mode),
+        memory_format="contiguous" if mode.published else "channels_last",
+    )
+
+
+def _precision(settings: Settings, mode: Mode) -> str:
+    precision = "fp32" if mode.published else settings.precision
+    return "tf32" if precision == "fp32" and settings.device.type == "cuda" else precision
+
+
+def _progress(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def count_modes(settings: Settings, modes: Sequence[Mode], network: StagedNetwork, rows: Rows) -> None:
+    """Count what the timed steps ran: FLOPs, by the same code on the meta device, and block calls."""
+    network = copy.deepcopy(network).to("meta").train()
+    crop = settings.setup.crop
+    images = torch.empty(settings.batch, 3, crop, crop, device="meta")
+    targets = torch.empty(settings.batch, dtype=torch.int64, device="meta")
+    known: dict[tuple[object, ...], int] = {}
+    for step in range(settings.draws):
+        _progress(f"counting FLOPs of draw {step + 1} of {settings.draws}")
+        for mode in modes:
+            draw = mode.draw(step)
+            batch = mode.batch(images, targets, draw)
+            key = tree_key(mode, batch, draw)
+            if key not in known:
+                known[key] = count_flops(mode, network, batch, draw)
+            add_row(rows, settings, mode, "flops", known[key], "FLOP", step)
+            add_row(rows, settings, mode, "block_calls", mode.block_calls(batch, draw), "calls", step)
+        rows.write()
+
+
+def count_flops(mode: Mode, network: StagedNetwork, batch: Batch, draw: Draw) -> int:
+    """FLOPs of a step's forward and backward pass."""
+    amp = Amp(torch.device("cpu"), "fp32")
+    return measure.flops(lambda: mode.forward_backward(network, batch, draw, amp))
+
+
+def measure_memory(
+    settings: Settings,
+    modes: Sequence[Mode],
+    network: StagedNetwork,
+    images: Tensor,
+    targets: Tensor,
+    rows: Rows,
+) -> None:
+    """Peak memory of each mode's largest draw, after a step that made the momentum."""
+    for mode in modes:
+        _progress(f"memory of {mode.name}")
+        trainee = Trainee(settings, network, published=mode.published)
+        peak, state = step_memory(settings, trainee, mode, images, targets)
+        add_row(rows, settings, mode, "peak_bytes", peak, "B", "worst")
+        add_row(rows, settings, mode, "state_bytes", state, "B", "worst")
+        rows.write()
+        del trainee
+        gc.collect()
+
+
+def step_memory(
+    settings: Settings, trainee: Trainee, mode: Mode, images: Tensor, targets: Tensor
+) -> tuple[int, int]:
+    """Peak bytes of a step of the mode's largest draw, and the bytes that live before it."""
+    draw = mode.worst_draw()
+    batch = load(settings, mode, images, targets, draw)
+    trainee.timed_step(mode, batch, draw)
+    return measure.peak_bytes(
+        settings.device,
+        lambda: trainee.step(mode, batch, draw),
+        [*trainee.state(), *batch.tensors()],
+    )

@@ -1,0 +1,256 @@
+"""Whole runs on small real JPEGs: what they write, that they resume exactly, and how they end."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fasttrain import checkpoint
+from fasttrain.config import Config
+from fasttrain.errors import CheckpointError, ConfigError, DataError, NonFiniteError
+from fasttrain.recipes import recipe
+from fasttrain.reevaluate import evaluate_checkpoint
+from fasttrain.trainer import Summary, train
+
+CLASSES, PER_CLASS = 3, 14
+
+
+def write_images(folder: Path, count: int, seed: int) -> None:
+    """JPEGs of 32x32 pixels: a class is a direction of stripes."""
+    random = np.random.default_rng(seed)
+    x, y = np.meshgrid(np.arange(32), np.arange(32))
+    for label, (across, down) in enumerate(((1, 0), (0, 1), (1, 1))):
+        (folder / f"class{label}").mkdir(parents=True)
+        for index in range(count):
+            wave = np.sin((across * x + down * y) * random.uniform(0.4, 0.9) + random.uniform(0, 6))
+            noisy = 128 + 90 * wave[..., None] + random.normal(0, 12, (32, 32, 3))
+            Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(
+                folder / f"class{label}" / f"{index}.jpg"
+            )
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with train/ and val/."""
+    folder = tmp_path_factory.mktemp("images")
+    write_images(folder / "train", PER_CLASS, 0)
+    write_images(folder / "val", 5, 1)
+    return folder
+
+
+def configure(images: Path, folder: Path, **changes: Any) -> Config:
+    """Two epochs of five steps of ST++ on the images; `changes` by section."""
+    base = recipe("demo")
+    sections: dict[str, dict[str, Any]] = {
+        "data": {
+            "train": str(images / "train"),
+            "val": str(images / "val"),
+            "builtin": "none",
+            "num_classes": 0,
+        },
+        "evaluation": {"every": 1, "subnets": 5, "calibration_images": 16, "batch": 8},
+        "run": {
+            "epochs": 2,
+            "batch": 8,
+            "log_every": 2,
+            "folder": str(folder),
+            "name": "run",
+            "device": "cpu",
+        },
+        "optim": {"ema": 0.5},
+    }
+    for name, values in changes.items():
+        sections.setdefault(name, {}).update(values)
+    return replace(
+        base, **{name: replace(getattr(base, name), **values) for name, values in sections.items()}
+    )
+
+
+def metrics(folder: Path, kind: str) -> list[dict[str, Any]]:
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [line for line in map(json.loads, lines) if line["kind"] == kind]
+
+
+def weights(folder: Path, name: str = "last") -> dict[str, Any]:
+    return checkpoint.load(folder / "checkpoints" / f"{name}.pt")
+
+
+def assert_same(ours: Any, theirs: Any) -> None:
+    """Equal to the bit, nested."""
+    if isinstance(ours, dict):
+        assert ours.keys() == theirs.keys()
+        for key in ours:
+            assert_same(ours[key], theirs[key])
+    elif isinstance(ours, torch.Tensor):
+        assert torch.equal(ours, theirs)
+    elif isinstance(ours, list):
+        for each in zip(ours, theirs, strict=True):
+            assert_same(*each)
+    else:
+        assert ours == theirs
+
+
+@pytest.fixture(scope="module")
+def finished(images: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Summary]:
+    """A run that was left alone."""
+    folder = tmp_path_factory.mktemp("runs")
+    return folder / "run", train(configure(images, folder))
+
+
+def test_a_run_leaves_its_record(finished: tuple[Path, Summary]) -> None:
+    folder, summary = finished
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "checkpoints",
+        "config.json",
+        "environment.json",
+        "log.txt",
+        "metrics.jsonl",
+        "status.json",
+    ]
+    assert json.loads((folder / "status.json").read_text())["state"] == "done"
+    assert recipe(str(folder / "config.json")).run.epochs == 2
+    steps = metrics(folder, "train")
+    assert [line["global_step"] for line in steps] == [2, 4, 5, 6, 8, 10]
+    for line in steps:
+        assert np.isfinite([line["loss"], line["main_loss"], line["subnet_loss"]]).all()
+        assert line["images_per_second"] > 0
+        assert 0 <= line["data_wait"] <= 1
+    assert steps[-1]["main_loss"] < steps[0]["main_loss"]
+    assert summary.main is not None
+    assert summary.main.images == 15
+    (report,) = summary.subnets
+    assert len(report.top1) == 5
+    assert metrics(folder, "subnets")[0]["top1"] == report.top1
+    assert not list(folder.rglob("*.tmp"))
+
+
+def test_best_is_the_better_evaluation(finished: tuple[Path, Summary]) -> None:
+    folder, _ = finished
+    best = max(line["top1"] for line in metrics(folder, "evaluation"))
+    assert weights(folder, "best")["best"] == weights(folder)["best"] == best
+
+
+def test_evaluate_repeats_the_runs_own_numbers(finished: tuple[Path, Summary]) -> None:
+    folder, summary = finished
+    verdict = evaluate_checkpoint(
+        folder / "checkpoints" / "last.pt", subnets=5, statistics="both", device="cpu"
+    )
+    assert verdict.main == summary.main
+    assert verdict.subnets[0] == summary.subnets[0]
+    assert [report.statistics for report in verdict.subnets] == ["reestimated", "main"]
+
+
+@pytest.mark.parametrize("stop", [3, 5])
+def test_a_resumed_run_is_the_uninterrupted_one(
+    images: Path, tmp_path: Path, finished: tuple[Path, Summary], stop: int
+) -> None:
+    """Stopped within an epoch or at its end: equal losses and equal bits of weights, momentum and average."""
+    train(configure(images, tmp_path, run={"max_steps": stop}))
+    train(configure(images, tmp_path, run={"resume": True}))
+    whole = finished[0]
+    for part in ("network", "optimizer", "ema", "position"):
+        assert_same(weights(tmp_path / "run")[part], weights(whole)[part])
+    ours = {line["global_step"]: line["loss"] for line in metrics(tmp_path / "run", "train")}
+    theirs = {line["global_step"]: line["loss"] for line in metrics(whole, "train")}
+    assert ours[10] == theirs[10]
+    assert len(metrics(tmp_path / "run", "train")) == len(ours)  # each step once
+
+
+def test_a_run_is_not_overwritten(images: Path, finished: tuple[Path, Summary]) -> None:
+    before = weights(finished[0])
+    with pytest.raises(ConfigError, match=r"holds a run already; allowed: --resume"):
+        train(configure(images, finished[0].parent))
+    assert_same(weights(finished[0]), before)
+
+
+def test_resume_needs_a_checkpoint(images: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no checkpoint at"):
+        train(configure(images, tmp_path, run={"resume": True}))
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(images: Path, tmp_path: Path) -> None:
+    with pytest.raises(NonFiniteError, match="the loss became nan"):
+        train(configure(images, tmp_path, optim={"lr": 1e30, "clip": 0.0}, method={"normalize": "none"}))
+    assert not (tmp_path / "run" / "checkpoints" / "best.pt").exists()
+
+
+def test_published_options_run(images: Path, tmp_path: Path) -> None:
+    """Cascaded inputs of every size, partial last batch, re-estimated statistics, common training's tree."""
+    changes: dict[str, dict[str, Any]] = {
+        "data": {"drop_last": False, "published_lighting": True, "lighting": 0.1},
+        "method": {"subnet_inputs": "cascaded", "sizes": tuple(range(13, 33))},
+        "evaluation": {"reestimate": True, "subnets": 0},
+        "run": {"epochs": 1},
+        "optim": {"ema": 0.0},
+    }
+    summary = train(configure(images, tmp_path, **changes))
+    assert [line["global_step"] for line in metrics(tmp_path / "run", "train")] == [2, 4, 6]  # 42 images by 8
+    assert summary.main is not None
+    assert summary.subnets == []
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        {"subnet_inputs": "downscaled", "sizes": (16, 24), "sizes_per_step": 3},
+        {
+            "subnet_inputs": "full",
+            "sizes": (),
+            "draws": "coupled",
+            "normalize": "l2",
+            "normalize_main": False,
+        },
+        {"subnet_inputs": "full", "sizes": (), "sampling": "stochastic", "supervision": "ce_teacher"},
+        {"subnet_inputs": "full", "sizes": (), "sampling": "raw", "supervision": "ce_target"},
+    ],
+)
+def test_every_way_of_drawing_subnets_trains(images: Path, tmp_path: Path, method: dict[str, Any]) -> None:
+    changes = {"method": method, "run": {"epochs": 1, "max_steps": 2}, "data": {"val": ""}}
+    summary = train(configure(images, tmp_path, **changes))
+    assert summary.main is None
+    assert np.isfinite(metrics(tmp_path / "run", "train")[-1]["loss"])
+
+
+def test_bad_data_is_named(images: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for data, message in (
+        ({"train": str(tmp_path / "none")}, "none"),
+        ({"train": str(tmp_path / "empty")}, "empty"),
+        ({"val": str(tmp_path / "none")}, "none"),
+    ):
+        with pytest.raises(DataError, match=message):
+            train(configure(images, tmp_path / "runs", data=data))
+    for changes, message in (
+        ({"data": {"train": ""}}, r"data\.train is empty"),
+        ({"data": {"num_classes": 2}}, r"data\.num_classes is 2; allowed: 0 or at least the 3"),
+        ({"run": {"batch": 64}}, r"run\.batch is 64"),
+        ({"model": {"name": "resnet18"}}, "allowed: at least 32 pixels"),
+        ({"method": {"space": "space3"}}, "space3"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            train(configure(images, tmp_path / "runs", **changes))  # type: ignore[arg-type]
+    assert not (tmp_path / "runs").exists()
+
+
+def test_an_undecodable_image_is_named(images: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "train"
+    write_images(broken, 6, 3)
+    victim = broken / "class1" / "3.jpg"
+    victim.write_bytes(victim.read_bytes()[:200])
+    with pytest.raises(DataError, match=str(victim)):
+        train(configure(images, tmp_path / "runs", data={"train": str(broken)}))
+
+
+def test_evaluation_of_other_classes_is_refused(tmp_path: Path, finished: tuple[Path, Summary]) -> None:
+    other = tmp_path / "other"
+    write_images(other / "train", 4, 0)
+    (other / "train" / "class2").rename(other / "train" / "class9")
+    with pytest.raises(DataError, match="class"):
+        evaluate_checkpoint(finished[0] / "checkpoints" / "last.pt", train=str(other / "train"), device="cpu")
