@@ -235,7 +235,7 @@ def test_bad_data_is_named(images: Path, tmp_path: Path) -> None:
         ({"method": {"space": "space3"}}, "space3"),
     ):
         with pytest.raises(ConfigError, match=message):
-            train(configure(images, tmp_path / "runs", **changes))  # type: ignore[arg-type]
+            train(configure(images, tmp_path / "runs", **changes))
     assert not (tmp_path / "runs").exists()
 
 
