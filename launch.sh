@@ -7,7 +7,8 @@ usage() {
 usage: ./launch.sh RECIPE [--resume] [--section.field value ...]
 
 Trains RECIPE on all GPUs of this machine, one process each, or on the CPU where there is none.
-CUDA_VISIBLE_DEVICES limits the GPUs. PYTHON names the interpreter (default: .venv/bin/python, else python3).
+CUDA_VISIBLE_DEVICES limits the GPUs, PROCESSES sets the number of processes (also on a CPU, to try things
+out). PYTHON names the interpreter (default: .venv/bin/python, else python3).
 `fasttrain recipes` lists the recipes, `fasttrain train RECIPE --help` every field.
 EOF
 }
@@ -25,11 +26,11 @@ if ! "$python" -m fasttrain show "$@" > /dev/null; then
     exit 2
 fi
 
-gpus=$("$python" -c 'import torch; print(torch.cuda.device_count())')
-if [ "$gpus" -lt 2 ]; then
+processes=${PROCESSES:-$("$python" -c 'import torch; print(max(1, torch.cuda.device_count()))')}
+if [ "$processes" = 1 ]; then
     exec "$python" -m fasttrain train "$@"
 fi
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(($(nproc) / processes > 0 ? $(nproc) / processes : 1))}
 # After `--` torchrun leaves the trainer's flags alone.
-export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(($(nproc) / gpus > 0 ? $(nproc) / gpus : 1))}
-exec "$python" -m torch.distributed.run --standalone --nproc-per-node="$gpus" -- \
-    "$here/fasttrain/__main__.py" train "$@"
+exec "$python" -m torch.distributed.run --standalone --local-addr=127.0.0.1 \
+    --nproc-per-node="$processes" --module -- fasttrain train "$@"

@@ -56,6 +56,9 @@ def _dispatch(command: str, rest: list[str]) -> None:
     }
     if command not in commands:
         raise ConfigError(f"unknown command {command!r}; allowed: {', '.join(commands)}")
+    if rest[:1] in (["-h"], ["--help"]) and command != "evaluate":
+        print(USAGE)
+        return
     commands[command](rest)
 
 
@@ -97,7 +100,7 @@ def _train(rest: list[str]) -> None:
 class _Evaluate:
     """Evaluate a run's main network and its subnets."""
 
-    run: Annotated[Path, tyro.conf.Positional]
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """The run's folder, or one checkpoint file."""
     checkpoint: Literal["best", "last"] = "best"
     """Which of the folder's checkpoints."""

@@ -346,10 +346,10 @@ class Config:
             f"below run.epochs = {self.run.epochs}",
         )
         _check(
-            self.optim.warmup_epochs < self.run.epochs,
+            self.optim.warmup_epochs <= self.run.epochs,
             "optim.warmup_epochs",
             self.optim.warmup_epochs,
-            f"below run.epochs = {self.run.epochs}",
+            f"at most run.epochs = {self.run.epochs}",
         )
 
 

@@ -8,6 +8,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,9 @@ class RunFolder:
             )
         try:
             self.last.parent.mkdir(parents=True, exist_ok=True)
-            write_json(self.path / "config.json", to_dict(config))
+            # Without `resume`, so that the file starts a run of its own.
+            fresh = replace(config, run=replace(config.run, resume=False))
+            write_json(self.path / "config.json", to_dict(fresh))
             write_json(self.path / "environment.json", environment())
         except OSError as error:
             raise ConfigError(f"run.folder: cannot write to {self.path}: {error}") from None

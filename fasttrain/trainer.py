@@ -111,7 +111,20 @@ class Trainer:
         self.log = Log(self.folder if process.is_main else None)
 
     def fit(self) -> Summary:
-        """Train to the end; see the pseudocode above."""
+        """Train to the end; see the pseudocode above. The status file tells how it ended."""
+        state = "failed"
+        try:
+            summary = self._fit()
+            state = "done"
+            return summary
+        except KeyboardInterrupt:
+            state = "interrupted"
+            raise
+        finally:
+            self._status(state)
+            self._close()
+
+    def _fit(self) -> Summary:
         if self.config.run.resume:
             self._restore()
         self._announce()
@@ -121,13 +134,9 @@ class Trainer:
             if self._due():
                 self._evaluate_main()
             self._save()
-        summary = self._summarize()
-        self._status("done")
-        self.close()
-        return summary
+        return self._summarize()
 
-    def close(self) -> None:
-        """Free the pipelines."""
+    def _close(self) -> None:
         self.loader.close()
         if self.validation is not None:
             self.validation.close()

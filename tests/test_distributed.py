@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -14,7 +15,8 @@ from fasttrain import distributed
 from fasttrain.errors import ConfigError
 from fasttrain.models import create_model
 
-WORKER = Path(__file__).parent / "distributed_worker.py"
+ROOT = Path(__file__).parent.parent
+WORKER = ROOT / "tests" / "distributed_worker.py"
 
 
 def torchrun(processes: int, *arguments: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
@@ -57,3 +59,31 @@ def test_a_batch_must_divide() -> None:
     assert distributed.local_batch(12, 3) == 4
     with pytest.raises(ConfigError, match=r"run\.batch is 12; allowed: a multiple of the 5 processes"):
         distributed.local_batch(12, 5)
+
+
+def test_the_launcher_trains_in_two_processes(tmp_path: Path) -> None:
+    """Both processes' images count: exact evaluation, disjoint batches, one record."""
+    environment = {**os.environ, "PYTHON": sys.executable, "PROCESSES": "2", "OMP_NUM_THREADS": "1"}
+    environment["GLOO_SOCKET_IFNAME"] = "lo"
+    data = [
+        "--data.train",
+        str(tmp_path / "digits" / "train"),
+        "--data.val",
+        str(tmp_path / "digits" / "test"),
+    ]
+    run = ["--run.folder", str(tmp_path), "--run.max-steps", "3", "--run.log-every", "3"]
+    result = subprocess.run(
+        ["bash", str(ROOT / "launch.sh"), "demo", *data, *run, "--evaluation.subnets", "2"],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        env=environment,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    lines = (tmp_path / "demo" / "metrics.jsonl").read_text().splitlines()
+    training, evaluation, subnets = map(json.loads, lines)
+    assert training["global_step"] == 3
+    assert evaluation["images"] == 355
+    assert len(subnets["top1"]) == 2
+    assert result.stdout.count("2 processes, global batch 64") == 1

@@ -179,6 +179,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(images: Path, tmp_path: Path) -
     with pytest.raises(NonFiniteError, match="the loss became nan"):
         train(configure(images, tmp_path, optim={"lr": 1e30, "clip": 0.0}, method={"normalize": "none"}))
     assert not (tmp_path / "run" / "checkpoints" / "best.pt").exists()
+    assert json.loads((tmp_path / "run" / "status.json").read_text())["state"] == "failed"
 
 
 def test_published_options_run(images: Path, tmp_path: Path) -> None:

@@ -1,0 +1,160 @@
+"""The command line: every mistake is one message and the right exit status; what the README shows parses."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fasttrain.cli import main
+from fasttrain.recipes import RECIPES
+
+ROOT = Path(__file__).parent.parent
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    """Exit status, stdout and stderr of one command in this process."""
+    status = 0
+    try:
+        main(arguments)
+    except SystemExit as exit_:
+        status = int(exit_.code or 0)
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err
+
+
+@pytest.mark.parametrize(
+    ("command", "status", "words"),
+    [
+        ("", 2, "usage"),
+        ("fly", 2, "unknown command 'fly'; allowed: train"),
+        ("train", 2, "train needs a recipe; allowed: rn50-ct-200"),
+        ("train nix", 2, "unknown recipe 'nix'; allowed: rn50-ct-200"),
+        ("train none.json", 2, "cannot read the configuration none.json"),
+        ("train demo --optim.speed 3", 2, "--optim.speed"),
+        ("train demo --optim.lr -1", 2, "optim.lr is -1"),
+        ("train demo --optim.lr nan", 2, "optim.lr is nan"),
+        ("train demo --optim.lr fast", 2, "fast"),
+        ("train demo --method.name magic", 2, "magic"),
+        ("train demo --data.crop 16", 2, "at most data.crop = 16"),
+        ("train rn50-ct-200", 2, "data.train is empty"),
+        ("train rn50-ct-200 --data.train /nowhere/at/all", 3, "/nowhere/at/all"),
+        ("show", 2, "show needs a recipe"),
+        ("recipes all", 2, "takes no arguments"),
+        ("data", 2, "allowed: data demo DIR"),
+        ("data fetch x", 2, "allowed: data demo DIR"),
+        ("demo --fast", 2, "allowed: demo [DIR]"),
+        ("doctor now", 2, "takes no arguments"),
+        ("evaluate", 2, "RUN"),
+        ("evaluate /nowhere", 4, "no checkpoint at /nowhere/checkpoints/best.pt"),
+        ("evaluate /nowhere --subnets -2", 2, "--subnets -2"),
+        ("evaluate /nowhere --statistics mine", 2, "mine"),
+    ],
+)
+def test_mistakes_are_named(
+    capsys: pytest.CaptureFixture[str], command: str, status: int, words: str
+) -> None:
+    got, out, err = run(capsys, *command.split())
+    assert got == status
+    text = " ".join((out + err).replace("│", " ").split())
+    assert words in text
+    assert "Traceback" not in text
+
+
+def test_a_real_process_says_one_line_and_exits(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "fasttrain", "train", "rn50-ct-200", "--data.train", str(tmp_path)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, cwd=tmp_path)
+    assert result.returncode == 3
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert str(tmp_path) in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_recipes_and_show(capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, _ = run(capsys, "recipes")
+    assert status == 0
+    assert [line.split()[0] for line in out.splitlines()] == list(RECIPES)
+    status, out, _ = run(
+        capsys, "show", "rn50-stpp-a1", "--optim.lr", "0.4", "--resume", "--method.sizes", "96", "128"
+    )
+    assert status == 0
+    shown = json.loads(out)
+    assert shown["optim"]["lr"] == 0.4
+    assert shown["run"]["resume"] is True
+    assert shown["method"]["sizes"] == [96, 128]
+
+
+def test_doctor_tells_what_would_be_chosen(capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, _ = run(capsys, "doctor")
+    assert status == 0
+    subjects = [line.split("  ")[0] for line in out.splitlines()]
+    for subject in ("Python", "torch", "CUDA", "DALI", "triton", "NVML", "apex", "chosen here"):
+        assert subject in subjects
+
+
+def test_doctor_tells_the_other_apex(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from fasttrain import doctor
+
+    assert doctor.apex() == "not installed (optional)"
+    (tmp_path / "apex").mkdir()
+    (tmp_path / "apex" / "__init__.py").touch()
+    monkeypatch.syspath_prepend(str(tmp_path))
+    importlib.invalidate_caches()
+    assert doctor.apex().startswith("warning: another package of that name")
+    (tmp_path / "apex" / "optimizers.py").touch()
+    importlib.invalidate_caches()
+    assert doctor.apex() == "NVIDIA's"
+
+
+def test_links_and_import_names() -> None:
+    for name in ("kernels", "pipelines"):
+        link = ROOT / "fasttrain" / name
+        assert link.is_symlink()
+        assert link.resolve() == ROOT / name
+        result = subprocess.run(
+            [sys.executable, "-c", f"import {name}"], capture_output=True, text=True, cwd=ROOT, check=False
+        )
+        assert f"import fasttrain.{name}" in result.stderr
+
+
+def readme_commands() -> list[str]:
+    """Lines of the README's indented or fenced blocks that call fasttrain or the bench."""
+    blocks = re.findall(r"```\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+    lines = [line for block in blocks for line in block.splitlines()]
+    return [line for line in lines if re.match(r"(\S*/)?(fasttrain|launch\.sh|python -m bench) ", line)]
+
+
+def test_the_readmes_recipes_and_overrides_exist(capsys: pytest.CaptureFixture[str]) -> None:
+    commands = [shlex.split(line, comments=True) for line in readme_commands()]
+    shown = [words for words in commands if words[1] in ("train", "show")]
+    assert len(shown) >= 2
+    for words in shown:
+        status, _, err = run(capsys, "show", *words[2:])
+        assert status == 0, err
+
+
+def test_the_launcher_checks_first(tmp_path: Path) -> None:
+    def launch(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            ["bash", str(ROOT / "launch.sh"), *arguments],
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+            cwd=tmp_path,
+            env={"PATH": "/usr/bin:/bin", "PYTHON": sys.executable, "HOME": str(tmp_path)},
+        )
+
+    assert "usage: ./launch.sh" in launch("--help").stdout
+    assert launch().returncode == 2
+    wrong = launch("demo", "--optim.lr", "-1")
+    assert wrong.returncode == 2
+    assert wrong.stderr.count("optim.lr is -1") == 1
+    missing = launch("rn50-ct-200", "--data.train", str(tmp_path / "none"))
+    assert missing.returncode == 3
