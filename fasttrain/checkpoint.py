@@ -4,16 +4,26 @@ from __future__ import annotations
 
 import os
 import pickle
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from .errors import CheckpointError
+from .errors import CheckpointError, ConfigError, RunError
 
 FORMAT = 1
+CONTENTS = {
+    "config": dict,
+    "classes": list,
+    "position": dict,
+    "network": dict,
+    "optimizer": dict,
+    "scaler": dict,
+}
+"""What a training checkpoint holds at least."""
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
@@ -46,7 +56,26 @@ def load(path: Path) -> dict[str, Any]:
     state = _read(path)
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise CheckpointError(f"{path} is not a fasttrain checkpoint of format {FORMAT}")
+    for key, kind in CONTENTS.items():
+        if not isinstance(state.get(key), kind):
+            raise CheckpointError(f"{path} is damaged: it holds no {key}")
     return state
+
+
+@contextmanager
+def restoring(path: Path) -> Iterator[None]:
+    """What a part of a checkpoint raises if it does not fit becomes one message.
+
+    Raises:
+        CheckpointError: instead of the error of whatever was restored inside.
+    """
+    try:
+        yield
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        if isinstance(error, RunError) and not isinstance(error, ConfigError):
+            raise
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(f"{path} does not fit this run: {reason}") from None
 
 
 def load_weights(network: nn.Module, path: Path) -> None:
@@ -66,7 +95,8 @@ def load_weights(network: nn.Module, path: Path) -> None:
             state = state[key]
     if not isinstance(state, dict):
         raise CheckpointError(f"{path} holds no state dict")
-    load_state(network, state, path)
+    with restoring(path):
+        load_state(network, state, path)
 
 
 def load_state(network: nn.Module, state: dict[str, Any], path: Path) -> None:

@@ -49,7 +49,9 @@ def evaluate_checkpoint(
         RunError: see `fasttrain.errors`.
     """
     state = checkpoint.load(path)
-    config = _override(from_dict(state["config"]), train, val, batch, device)
+    with checkpoint.restoring(path):
+        recorded = from_dict(state["config"])
+    config = _override(recorded, train, val, batch, device)
     process = distributed.start(config.run.device)
     try:
         configure_backends(config.run, process.device)
@@ -60,7 +62,8 @@ def evaluate_checkpoint(
         if list(folders.train.classes) != state["classes"]:
             raise CheckpointError(f"{path} was trained on other classes than {config.data.train} holds")
         network = build.build_network(config, len(state["classes"]), process.device)
-        checkpoint.load_state(network, _weights(state), path)
+        with checkpoint.restoring(path):
+            checkpoint.load_state(network, _weights(state), path)
         chosen = build.subnets_to_evaluate(config, network, subnets)
         loader = build.build_eval_loader(config, folders.val, process, precision.image_dtype)
 
@@ -93,7 +96,7 @@ def _override(config: Config, train: str, val: str, batch: int, device: str) -> 
 
 def _weights(state: dict) -> dict[str, Tensor]:
     """The weight average where the run kept one, as training evaluates it; else the weights."""
-    if state["ema"] is None:
+    if state.get("ema") is None:
         return state["network"]
     return {
         name.removeprefix("module."): value for name, value in state["ema"].items() if name != "n_averaged"

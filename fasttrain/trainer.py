@@ -285,17 +285,18 @@ class Trainer:
             raise CheckpointError(
                 f"{self.folder.last} was trained on other classes than {self.config.data.train}"
             )
-        if (state["ema"] is None) != (self.step.ema is None):
+        if (state.get("ema") is None) != (self.step.ema is None):
             raise CheckpointError(
-                f"{self.folder.last} was trained {'with' if state['ema'] else 'without'} optim.ema"
+                f"{self.folder.last} was trained {'with' if state.get('ema') else 'without'} optim.ema"
             )
-        checkpoint.load_state(self.network, state["network"], self.folder.last)
-        self.step.optimizer.load_state_dict(state["optimizer"])
-        self.step.scaler.load_state_dict(state["scaler"])
-        if self.step.ema is not None:
-            self.step.ema.load_state_dict(state["ema"])
-        self.position = Position(**state["position"])
-        self.best = state["best"]
+        with checkpoint.restoring(self.folder.last):
+            checkpoint.load_state(self.network, state["network"], self.folder.last)
+            self.step.optimizer.load_state_dict(state["optimizer"])
+            self.step.scaler.load_state_dict(state["scaler"])
+            if self.step.ema is not None:
+                self.step.ema.load_state_dict(state["ema"])
+            self.position = Position(**state["position"])
+            self.best = float(state["best"])
         if self.process.is_main:
             self.folder.drop_records_after(self.position.global_step)
         self.log.line(f"resumed from {self.folder.last} at step {self.position.global_step}")

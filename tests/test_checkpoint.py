@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -16,9 +17,14 @@ from fasttrain.errors import CheckpointError
 from fasttrain.models import create_model
 
 
+def contents(**changes: Any) -> dict[str, Any]:
+    """What a training checkpoint holds, in small."""
+    return {name: kind() for name, kind in checkpoint.CONTENTS.items()} | changes
+
+
 def test_round_trip(tmp_path: Path) -> None:
     path = tmp_path / "checkpoints" / "last.pt"
-    checkpoint.save(path, {"network": {"w": torch.arange(3.0)}, "best": float("-inf"), "classes": ["a", "b"]})
+    checkpoint.save(path, contents(network={"w": torch.arange(3.0)}, best=float("-inf"), classes=["a", "b"]))
     state = checkpoint.load(path)
     assert torch.equal(state["network"]["w"], torch.arange(3.0))
     assert state["classes"] == ["a", "b"]
@@ -27,7 +33,7 @@ def test_round_trip(tmp_path: Path) -> None:
 
 def test_a_failed_save_leaves_the_old_one(tmp_path: Path) -> None:
     path = tmp_path / "last.pt"
-    checkpoint.save(path, {"value": 1})
+    checkpoint.save(path, contents(value=1))
     with pytest.raises(AttributeError):
         checkpoint.save(path, {"value": lambda: None})
     assert checkpoint.load(path)["value"] == 1
@@ -68,13 +74,31 @@ def test_damaged_missing_and_foreign_files_are_named(tmp_path: Path) -> None:
     path = tmp_path / "last.pt"
     with pytest.raises(CheckpointError, match="no checkpoint at"):
         checkpoint.load(path)
-    checkpoint.save(path, {"network": {"w": torch.randn(100)}})
+    checkpoint.save(path, contents(network={"w": torch.randn(100)}))
     path.write_bytes(path.read_bytes()[:300])
     with pytest.raises(CheckpointError, match=r"last\.pt"):
         checkpoint.load(path)
     torch.save({"w": torch.zeros(1)}, path)
     with pytest.raises(CheckpointError, match="not a fasttrain checkpoint"):
         checkpoint.load(path)
+
+
+@pytest.mark.parametrize("name", checkpoint.CONTENTS)
+def test_a_checkpoint_without_one_of_its_parts_is_damaged(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "last.pt"
+    state = contents()
+    del state[name]
+    checkpoint.save(path, state)
+    with pytest.raises(CheckpointError, match=f"damaged: it holds no {name}"):
+        checkpoint.load(path)
+
+
+@pytest.mark.parametrize("state", [{1: torch.zeros(1)}, {"fc.weight": 3}, {}])
+def test_state_dicts_of_another_kind_are_refused(tmp_path: Path, state: dict) -> None:
+    path = tmp_path / "weights.pt"
+    torch.save(state, path)
+    with pytest.raises(CheckpointError, match=r"weights\.pt"):
+        checkpoint.load_weights(create_model("resnet18", 2), path)
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
