@@ -27,6 +27,10 @@ if ! "$python" -m fasttrain show "$@" > /dev/null; then
 fi
 
 processes=${PROCESSES:-$("$python" -c 'import torch; print(max(1, torch.cuda.device_count()))')}
+if ! [[ $processes =~ ^[1-9][0-9]*$ ]]; then
+    echo "launch.sh: PROCESSES is '$processes'; allowed: 1, 2, ..." >&2
+    exit 2
+fi
 if [ "$processes" = 1 ]; then
     exec "$python" -m fasttrain train "$@"
 fi

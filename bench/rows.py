@@ -53,6 +53,10 @@ class Rows:
             raise ConfigError(f"--output is {path}: {error.strerror}") from None
         if path.is_dir():
             raise ConfigError(f"--output is {path}, a folder; allowed: a file's name")
+        if path.exists() and not path.read_text(errors="replace").startswith(",".join(COLUMNS)):
+            raise ConfigError(
+                f"--output is {path}, which holds something else; allowed: a new file or a bench's"
+            )
 
     def add(self, **values: Any) -> None:
         """Add one measurement; `write` brings it to the file."""

@@ -49,8 +49,14 @@ def find_images(config: Config, process: Process) -> Folders:
     data = config.data
     if not data.train:
         raise ConfigError("data.train is empty; allowed: a folder with one folder of images per class")
-    if data.builtin == "digits" and process.is_main and not Path(data.train).exists():
-        write_digits(Path(data.train).parent)
+    train_folder = Path(data.train)
+    if (
+        data.builtin == "digits"
+        and process.is_main
+        and train_folder.name == "train"
+        and not train_folder.exists()
+    ):
+        write_digits(train_folder.parent)
     distributed.barrier()
     train = scan(data.train)
     val = scan(data.val, classes=train.classes) if data.val else None
@@ -79,10 +85,21 @@ def build_network(config: Config, classes: int, device: torch.device) -> StagedN
             raise ConfigError(
                 f"{name} is {side}; allowed: at least {network.reduction} pixels for {config.model.name}"
             )
+    _check_batch_norm(config, network.reduction)
     if config.model.weights:
         load_weights(network, Path(config.model.weights))
     memory_format = torch.channels_last if config.run.channels_last else torch.contiguous_format
     return network.to(device=device, memory_format=memory_format)  # type: ignore[call-overload]
+
+
+def _check_batch_norm(config: Config, reduction: int) -> None:
+    """Training-mode batch norm needs two values per channel: two images, or two pixels of one."""
+    smallest = min((config.data.crop, *config.method.sizes))
+    if config.run.batch // distributed.processes() == 1 and smallest <= reduction:
+        raise ConfigError(
+            f"run.batch is {config.run.batch}; allowed: at least 2 images per process, since images of "
+            f"{smallest} pixels end as one pixel and batch norm needs two values per channel"
+        )
 
 
 def build_train_loader(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -41,7 +42,9 @@ def save(path: Path, state: dict[str, Any]) -> None:
             os.fsync(file.fileno())
         temporary.replace(path)
     except (OSError, RuntimeError) as error:
-        raise CheckpointError(f"cannot write the checkpoint {path}: {error}") from None
+        if isinstance(error.__context__, KeyboardInterrupt):  # torch's writer puts its own error in its place
+            raise KeyboardInterrupt from None
+        raise CheckpointError(f"cannot write the checkpoint {path}: {_why(error)}") from None
     finally:
         with suppress(OSError):  # gone already, unless the writing failed
             temporary.unlink()
@@ -74,8 +77,7 @@ def restoring(path: Path) -> Iterator[None]:
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
         if isinstance(error, RunError) and not isinstance(error, ConfigError):
             raise
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(f"{path} does not fit this run: {reason}") from None
+        raise CheckpointError(f"{path} does not fit this run: {_why(error)}") from None
 
 
 def load_weights(network: nn.Module, path: Path) -> None:
@@ -121,18 +123,28 @@ def load_state(network: nn.Module, state: dict[str, Any], path: Path) -> None:
 
 
 def _read(path: Path) -> Any:
-    if not path.is_file():
-        raise CheckpointError(f"no checkpoint at {path}")
+    if not os.path.isfile(path):  # unlike Path.is_file, never raises
+        raise CheckpointError(f"no checkpoint at {str(path)[:300]}")
     try:
+        if zipfile.is_zipfile(path) and zipfile.ZipFile(path).testzip():
+            raise CheckpointError(f"{path} is damaged: its checksum is wrong")
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
             return load_file(path)
         return torch.load(path, map_location="cpu", weights_only=True)
+    except CheckpointError:
+        raise
     except pickle.UnpicklingError:
         raise CheckpointError(
             f"{path} is damaged, or holds more than tensors and plain values, which is never loaded"
         ) from None
     except Exception as error:  # a damaged file fails in many ways, all of them mean the same to the user
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(f"cannot read the checkpoint {path}: {reason}") from None
+        raise CheckpointError(f"cannot read the checkpoint {path}: {_why(error)}") from None
+
+
+def _why(error: BaseException) -> str:
+    """An error's first line, or that of the system error it came from."""
+    if isinstance(error.__context__, OSError):
+        error = error.__context__
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -6,9 +6,9 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 from rich.console import Console
@@ -16,6 +16,9 @@ from rich.console import Console
 from .config import Config, to_dict
 from .errors import INTERRUPTED, ConfigError, OutOfMemoryError, RunError
 from .recipes import RECIPES, describe, recipe
+
+if TYPE_CHECKING:
+    from .reevaluate import Verdict
 
 USAGE = """usage: fasttrain COMMAND ...
 
@@ -38,10 +41,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(0 if arguments else 2)
     try:
         _dispatch(arguments[0], arguments[1:])
+        sys.stdout.flush()
     except RunError as error:
         _fail(str(error), error.exit_status)
     except KeyboardInterrupt:
         _fail("interrupted", INTERRUPTED)
+    except BrokenPipeError:  # the reader of our output has gone: `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except OSError as error:
+        _fail(str(error), 1)
 
 
 def _dispatch(command: str, rest: list[str]) -> None:
@@ -129,8 +138,10 @@ def _evaluate(rest: list[str]) -> None:
     from .reevaluate import evaluate_checkpoint
     from .trainer import subnets_line
 
+    if options.output and not Path(options.output).parent.is_dir():
+        raise ConfigError(f"--output is {options.output}; allowed: a file in a folder that exists")
     path = options.run
-    if not path.is_file():
+    if not os.path.isfile(path):
         path = path / "checkpoints" / f"{options.checkpoint}.pt"
     verdict = evaluate_checkpoint(
         path,
@@ -154,11 +165,11 @@ def _evaluate(rest: list[str]) -> None:
         _write_verdict(verdict, Path(options.output))
 
 
-def _write_verdict(verdict: object, path: Path) -> None:
-    from dataclasses import asdict
+def _write_verdict(verdict: Verdict, path: Path) -> None:
+    from .telemetry import write_json
 
     try:
-        path.write_text(json.dumps(asdict(verdict), indent=2, default=str) + "\n")  # type: ignore[call-overload]
+        write_json(path, asdict(verdict) | {"path": str(verdict.path)})
     except OSError as error:
         raise ConfigError(f"cannot write --output {path}: {error.strerror}") from None
 

@@ -7,7 +7,6 @@ single fields (`--optim.lr 0.4`); a run's folder keeps the resolved one as `conf
 from __future__ import annotations
 
 import dataclasses
-import math
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -15,6 +14,9 @@ from .errors import ConfigError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+
+LARGEST = 1e9
+"""Of any number, unless a field has a bound of its own."""
 
 
 def _check(ok: bool, name: str, value: Any, allowed: str) -> None:
@@ -52,12 +54,12 @@ def _allowed(hint: Any, value: Any) -> str:
     return "" if fits else f"a value of type {hint.__name__}"
 
 
-def _check_range(name: str, value: float, low: float, high: float = math.inf) -> None:
-    _check(math.isfinite(value) and low <= value <= high, name, value, f"{low:g} to {high:g}")
+def _check_range(name: str, value: float, low: float, high: float = LARGEST) -> None:
+    _check(low <= value <= high, name, value, f"{low:g} to {high:g}")  # NaN compares false
 
 
 def _check_positive(name: str, value: float) -> None:
-    _check(math.isfinite(value) and value > 0, name, value, "a finite number above 0")
+    _check(0 < value <= LARGEST, name, value, f"above 0, at most {LARGEST:g}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -107,7 +109,7 @@ class Data:
 
     def __post_init__(self) -> None:
         _check_types(self)
-        _check_range("data.num_classes", self.num_classes, 0)
+        _check_range("data.num_classes", self.num_classes, 0, 1_000_000)
         _check_range("data.crop", self.crop, 1, 4096)
         _check_range("data.min_area", self.min_area, 1e-4, 1)
         _check_range("data.padding", self.padding, 0, 1024)
@@ -265,7 +267,7 @@ class Evaluation:
     def __post_init__(self) -> None:
         _check_types(self)
         _check_range("evaluation.every", self.every, 1)
-        _check_range("evaluation.batch", self.batch, 1)
+        _check_range("evaluation.batch", self.batch, 1, 65536)
         _check_range("evaluation.calibration_images", self.calibration_images, 2)
         _check_range("evaluation.subnets", self.subnets, -1)
 
@@ -305,7 +307,7 @@ class Run:
         _check_types(self)
         _check_range("run.epochs", self.epochs, 1)
         _check_range("run.max_steps", self.max_steps, 0)
-        _check_range("run.batch", self.batch, 1)
+        _check_range("run.batch", self.batch, 1, 1_048_576)
         _check_range("run.seed", self.seed, 0, 2**31 - 1)
         _check_range("run.batch_norm_batch", self.batch_norm_batch, 0)
         _check_range("run.log_every", self.log_every, 1)
@@ -332,6 +334,9 @@ class Config:
 
     def __post_init__(self) -> None:
         _check_types(self)
+        _check(
+            "/" not in self.recipe and not self.recipe.startswith("."), "recipe", self.recipe, "a plain name"
+        )
         if self.method.subnet_inputs != "full":
             _check(
                 max(self.method.sizes) <= self.data.crop,

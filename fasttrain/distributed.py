@@ -46,6 +46,11 @@ def start(device_setting: str) -> Process:
     return Process(rank, world, device)
 
 
+def processes() -> int:
+    """How many processes the run has."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
 def stop() -> None:
     """Leave the process group, if there is one."""
     if dist.is_initialized():

@@ -89,7 +89,7 @@ def evaluate_checkpoint(
 def _override(config: Config, train: str, val: str, batch: int, device: str) -> Config:
     data = replace(config.data, train=train or config.data.train, val=val or config.data.val)
     evaluation = replace(config.evaluation, batch=batch or config.evaluation.batch)
-    run = replace(config.run, device=device)  # type: ignore[arg-type]
+    run = replace(config.run, device=device, resume=False)  # type: ignore[arg-type]
     model = replace(config.model, weights="")
     return replace(config, data=data, evaluation=evaluation, run=run, model=model)
 

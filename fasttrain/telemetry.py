@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import platform
 import subprocess
 import time
@@ -37,18 +38,19 @@ class RunFolder:
         Raises:
             ConfigError: it holds a run already and this is no resume, or it cannot be written.
         """
-        if self.last.exists() and not config.run.resume:
-            raise ConfigError(
-                f"{self.path} holds a run already; allowed: --resume to go on with it, or another --run.name"
-            )
         try:
-            self.last.parent.mkdir(parents=True, exist_ok=True)
+            self.path.mkdir(parents=True, exist_ok=config.run.resume)
+            self.last.parent.mkdir(exist_ok=True)
             # Without `resume`, so that the file starts a run of its own.
             fresh = replace(config, run=replace(config.run, resume=False))
             write_json(self.path / "config.json", to_dict(fresh))
             write_json(self.path / "environment.json", environment())
-        except OSError as error:
-            raise ConfigError(f"run.folder: cannot write to {self.path}: {error}") from None
+        except FileExistsError:
+            raise ConfigError(
+                f"{self.path} holds a run already; allowed: --resume to go on with it, or another --run.name"
+            ) from None
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"run.folder: cannot write to {str(self.path)[:200]!r}: {error}") from None
 
     def record(self, kind: str, **values: Any) -> None:
         """Append one line to metrics.jsonl."""
@@ -60,7 +62,7 @@ class RunFolder:
         path = self.path / "metrics.jsonl"
         if path.exists():
             lines = path.read_text().splitlines()
-            kept = [line for line in lines if json.loads(line).get("global_step", 0) <= global_step]
+            kept = [line for line in lines if _global_step(line) <= global_step]
             replace_text(path, "".join(f"{line}\n" for line in kept))
 
     def status(self, state: str, **values: Any) -> None:
@@ -179,5 +181,16 @@ def write_json(path: Path, value: Any) -> None:
 def replace_text(path: Path, text: str) -> None:
     """Write a text file, whole or not at all."""
     temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text)
-    temporary.replace(path)
+    try:
+        temporary.write_text(text)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _global_step(line: str) -> float:
+    """Of a line of metrics; infinite for one that a crash cut off."""
+    try:
+        return json.loads(line)["global_step"]
+    except ValueError:
+        return math.inf

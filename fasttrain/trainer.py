@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -106,8 +107,12 @@ class Trainer:
         self.best = -math.inf
         self.trained = (0, 0.0)  # images and seconds
         self.folder = RunFolder(config)
+        if config.run.resume:
+            self._restore()
         if process.is_main:
             self.folder.create(config)
+            if config.run.resume:
+                self.folder.drop_records_after(self.position.global_step)
         self.log = Log(self.folder if process.is_main else None)
 
     def fit(self) -> Summary:
@@ -121,12 +126,11 @@ class Trainer:
             state = "interrupted"
             raise
         finally:
-            self._status(state)
             self._close()
+            with suppress(OSError):  # it would hide what ended the run
+                self._status(state)
 
     def _fit(self) -> Summary:
-        if self.config.run.resume:
-            self._restore()
         self._announce()
         self._status("running")
         while not self._finished():
@@ -295,11 +299,18 @@ class Trainer:
             self.step.scaler.load_state_dict(state["scaler"])
             if self.step.ema is not None:
                 self.step.ema.load_state_dict(state["ema"])
-            self.position = Position(**state["position"])
+            self.position = self._checked(Position(**state["position"]))
             self.best = float(state["best"])
-        if self.process.is_main:
-            self.folder.drop_records_after(self.position.global_step)
-        self.log.line(f"resumed from {self.folder.last} at step {self.position.global_step}")
+
+    def _checked(self, position: Position) -> Position:
+        """The position, if this run has it: another batch or data set has other steps per epoch."""
+        steps = self.loader.steps_per_epoch
+        if position.epoch * steps + position.step != position.global_step or not 0 <= position.step < steps:
+            raise ValueError(
+                f"it stands at epoch {position.epoch}, step {position.step} ({position.global_step} in all); "
+                f"with this batch and data an epoch has {steps} steps"
+            )
+        return position
 
     def _status(self, state: str) -> None:
         if self.process.is_main:
@@ -317,6 +328,8 @@ class Trainer:
         self.log.line(
             f"{config.recipe or 'run'}: {config.model.name}, {config.method.name} training, {images}"
         )
+        if config.run.resume:
+            self.log.line(f"resumed from {self.folder.last} at step {self.position.global_step}")
         self.log.line(
             f"{describe(self.process.device, self.precision, config.run.tf32)}, "
             f"{self.process.world} process{'es' if self.process.world > 1 else ''}, "

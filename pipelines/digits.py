@@ -33,9 +33,10 @@ def write_digits(folder: str | Path) -> None:
     target = Path(folder)
     if _is_complete(target):
         return
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    temporary = None
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
         _write(temporary)
         temporary.chmod(0o755)  # mkdtemp's are private
         os.rename(temporary, target)
@@ -45,7 +46,8 @@ def write_digits(folder: str | Path) -> None:
                 f"cannot write the digits to {target}: {error.strerror}; give a new folder"
             ) from None
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _is_complete(folder: Path) -> bool:

@@ -64,8 +64,11 @@ def _class_folders(root: str) -> list[str]:
         raise DataError(f"image folder {root!r} does not exist; give a folder with one folder per class")
     if not os.path.isdir(root):
         raise DataError(f"image folder {root!r} is not a folder; give a folder with one folder per class")
-    with os.scandir(root) as entries:
-        names = sorted(entry.name for entry in entries if entry.name[0] != "." and entry.is_dir())
+    try:
+        with os.scandir(root) as entries:
+            names = sorted(entry.name for entry in entries if entry.name[0] != "." and entry.is_dir())
+    except OSError as error:
+        raise DataError(f"image folder {root!r} cannot be read: {error.strerror}") from None
     if not names:
         raise DataError(
             f"image folder {root!r} has no class folders; give a folder with one folder per class"
@@ -75,10 +78,13 @@ def _class_folders(root: str) -> list[str]:
 
 def _images(folder: str) -> Iterator[str]:
     """The names of a folder's images; a name that looks like an image is not opened here."""
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.name[0] != "." and entry.name.lower().endswith(SUFFIXES) and not entry.is_dir():
-                yield entry.name
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.name[0] != "." and entry.name.lower().endswith(SUFFIXES) and not entry.is_dir():
+                    yield entry.name
+    except OSError as error:
+        raise DataError(f"class folder {folder!r} cannot be read: {error.strerror}") from None
 
 
 def _check_classes(root: str, found: Sequence[str], expected: Sequence[str]) -> None:

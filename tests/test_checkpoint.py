@@ -78,6 +78,12 @@ def test_damaged_missing_and_foreign_files_are_named(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:300])
     with pytest.raises(CheckpointError, match=r"last\.pt"):
         checkpoint.load(path)
+    checkpoint.save(path, contents(network={"w": torch.randn(1000)}))
+    damaged = bytearray(path.read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    path.write_bytes(bytes(damaged))
+    with pytest.raises(CheckpointError, match="damaged: its checksum is wrong"):
+        checkpoint.load(path)
     torch.save({"w": torch.zeros(1)}, path)
     with pytest.raises(CheckpointError, match="not a fasttrain checkpoint"):
         checkpoint.load(path)

@@ -173,11 +173,40 @@ def test_a_run_is_not_overwritten(images: Path, finished: tuple[Path, Summary]) 
 def test_resume_needs_a_checkpoint(images: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no checkpoint at"):
         train(configure(images, tmp_path, run={"resume": True}))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"run": {"batch": 20}}, "an epoch has 2 steps"),
+        ({"model": {"name": "cifar_resnet32"}}, "another architecture"),
+        ({"data": {"num_classes": 5}}, r"fc\.weight has shape"),
+        ({"optim": {"ema": 0.0}}, r"trained with optim\.ema"),
+    ],
+)
+def test_a_refused_resume_changes_nothing(
+    images: Path, tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    train(configure(images, tmp_path, run={"max_steps": 3}))
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    changes = {**changes, "run": {"resume": True, **changes.get("run", {})}}
+    with pytest.raises(CheckpointError, match=message):
+        train(configure(images, tmp_path, **changes))
+    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+
+def test_a_line_that_a_crash_cut_off_does_not_stop_a_resume(images: Path, tmp_path: Path) -> None:
+    train(configure(images, tmp_path, run={"max_steps": 3}))
+    with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
+        file.write('{"kind": "tr')
+    train(configure(images, tmp_path, run={"max_steps": 5, "resume": True}))
+    assert [line["global_step"] for line in metrics(tmp_path / "run", "train")] == [2, 3, 4, 5]
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(images: Path, tmp_path: Path) -> None:
     with pytest.raises(NonFiniteError, match="the loss became nan"):
-        train(configure(images, tmp_path, optim={"lr": 1e30, "clip": 0.0}, method={"normalize": "none"}))
+        train(configure(images, tmp_path, optim={"lr": 1e9, "clip": 0.0}, method={"normalize": "none"}))
     assert not (tmp_path / "run" / "checkpoints" / "best.pt").exists()
     assert json.loads((tmp_path / "run" / "status.json").read_text())["state"] == "failed"
 

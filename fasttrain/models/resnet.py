@@ -75,7 +75,7 @@ def is_timm_resnet(name: str) -> bool:
     """Whether timm builds its ResNet class under this name."""
     import timm
 
-    return name.split(".")[0] in timm.list_models(module="resnet")
+    return name in timm.list_models(module="resnet")
 
 
 def create_timm_resnet(name: str, num_classes: int) -> ResNet:

@@ -19,6 +19,7 @@ from bench.measure import Amp
 from bench.modes import MODES, Mode, Setup, build_mode, default_sizes, prefixes, widest
 from bench.rows import COLUMNS, Rows
 from bench.step import count_flops
+from fasttrain.errors import ConfigError
 from fasttrain.models import StagedNetwork, create_model
 from fasttrain.subnets import PrefixTree, depths_of, ordered_space
 
@@ -257,10 +258,14 @@ def test_summary_says_that_it_timed_a_cpu(tmp_path: Path, capsys: pytest.Capture
 
 def test_rows_replace_an_older_file_only_when_there_are_some(tmp_path: Path) -> None:
     path = tmp_path / "rows.csv"
-    path.write_text("older\n")
+    path.write_text("my notes\n")
+    with pytest.raises(ConfigError, match="holds something else"):
+        Rows(path, {"bench": "step"})
+    older = ",".join(COLUMNS) + "\nolder\n"
+    path.write_text(older)
     rows = Rows(path, {"bench": "step"})
     rows.add(mode="a", metric="seconds", value=1.5)
-    assert path.read_text() == "older\n"
+    assert path.read_text() == older
     rows.write()
     rows.add(mode="b", metric="seconds", value=2.5)
     rows.write()
