@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from . import __version__
 from .config import Config, to_dict
@@ -82,6 +82,9 @@ class Log:
     def line(self, text: str) -> None:
         """Print and keep one line."""
         self.console.print(text, markup=False)
+        self._keep(text)
+
+    def _keep(self, text: str) -> None:
         if self.folder is not None:
             with (self.folder.path / "log.txt").open("a") as file:
                 file.write(f"{now()} {text}\n")
@@ -91,10 +94,9 @@ class Log:
         if self.console.is_terminal and not self.console.quiet:
             self.progress = Progress(
                 TextColumn("epoch {task.fields[epoch]}"),
-                BarColumn(),
-                TextColumn("{task.completed}/{task.total}  {task.fields[text]}"),
-                TimeElapsedColumn(),
-                TimeRemainingColumn(),
+                BarColumn(bar_width=10),
+                TextColumn("{task.completed}/{task.total} {task.fields[text]} ETA"),
+                TimeRemainingColumn(compact=True),
                 console=self.console,
                 transient=True,
             )
@@ -106,10 +108,11 @@ class Log:
         if self.progress is not None:
             self.progress.advance(self.progress.task_ids[0])
 
-    def metrics(self, text: str) -> None:
-        """Current metrics: beside the bar on a terminal, a line elsewhere."""
+    def metrics(self, text: str, short: str) -> None:
+        """Current metrics: in short beside the bar on a terminal, else a line; log.txt keeps the line."""
         if self.progress is not None:
-            self.progress.update(self.progress.task_ids[0], text=text)
+            self.progress.update(self.progress.task_ids[0], text=short)
+            self._keep(text)
         else:
             self.line(text)
 

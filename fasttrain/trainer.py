@@ -29,7 +29,7 @@ from torch import Tensor
 from . import build, checkpoint, distributed
 from .config import Config, to_dict
 from .distributed import Process
-from .errors import CheckpointError, NonFiniteError
+from .errors import CheckpointError, ConfigError, NonFiniteError
 from .evaluation import (
     Accuracy,
     SubnetReport,
@@ -60,6 +60,14 @@ class Summary:
     main: Accuracy | None
     subnets: list[SubnetReport]
     images_per_second: float
+
+
+FREE_ON_RESUME = (
+    *("recipe", "data.train", "data.val", "data.builtin", "data.threads", "data.prefetch", "model.weights"),
+    *("evaluation.every", "evaluation.batch", "evaluation.subnets", "evaluation.statistics"),
+    *("run.name", "run.folder", "run.max_steps", "run.device", "run.log_every", "run.resume"),
+)
+"""Fields that may differ when a run is resumed, since they do not change what it trains."""
 
 
 @dataclass(slots=True)
@@ -149,7 +157,9 @@ class Trainer:
 
     def _train_epoch(self) -> None:
         position, steps = self.position, self.loader.steps_per_epoch
-        self.log.start_epoch(position.epoch, self.config.run.epochs, steps, position.step)
+        limit = self.config.run.max_steps
+        end = min(steps, position.step + limit - position.global_step) if limit else steps
+        self.log.start_epoch(position.epoch, self.config.run.epochs, end, position.step)
         interval = Interval(self.process.device)
         batches = self.loader.epoch(position.epoch, position.step)
         try:
@@ -189,7 +199,7 @@ class Trainer:
         metrics["images_per_second"] = images / seconds
         if self.process.is_main:
             self.folder.record("train", **asdict(self.position), **metrics)
-        self.log.metrics(_metrics_line(self.position, metrics))
+        self.log.metrics(_metrics_line(self.position, metrics), _short_line(metrics))
         interval.restart()
 
     def _out_of_steps(self) -> bool:
@@ -228,6 +238,7 @@ class Trainer:
     def _evaluate_subnets(self) -> list[SubnetReport]:
         if self.folders.val is None or not self.subnets:
             return []
+        self.log.line(f"evaluating {len(self.subnets)} subnets")
         reports = evaluate_subnets(
             self.evaluated,
             self.subnets,
@@ -285,6 +296,7 @@ class Trainer:
 
     def _restore(self) -> None:
         state = checkpoint.load(self.folder.last)
+        self._check_settings(state["config"])
         if state["classes"] != list(self.folders.train.classes):
             raise CheckpointError(
                 f"{self.folder.last} was trained on other classes than {self.config.data.train}"
@@ -301,6 +313,17 @@ class Trainer:
                 self.step.ema.load_state_dict(state["ema"])
             self.position = self._checked(Position(**state["position"]))
             self.best = float(state["best"])
+
+    def _check_settings(self, recorded: dict[str, Any]) -> None:
+        """A resumed run has the settings it was started with, but for those of `FREE_ON_RESUME`."""
+        ours, theirs = _flat(to_dict(self.config)), _flat(recorded)
+        differing = [name for name in ours if name not in FREE_ON_RESUME and ours[name] != theirs.get(name)]
+        if differing:
+            named = [f"{name} is {ours[name]!r}, was {theirs.get(name)!r}" for name in differing[:3]]
+            raise ConfigError(
+                f"cannot resume with other settings: {', '.join(named)}; allowed: the run's own "
+                f"(fasttrain train {self.folder.path / 'config.json'} --resume)"
+            )
 
     def _checked(self, position: Position) -> Position:
         """The position, if this run has it: another batch or data set has other steps per epoch."""
@@ -392,6 +415,18 @@ class Interval:
         }
 
 
+def _flat(sections: dict[str, Any]) -> dict[str, Any]:
+    """Nested configuration as `section.field` to value."""
+    flat: dict[str, Any] = {}
+    for name, value in sections.items():
+        flat |= (
+            {f"{name}.{key}": each for key, each in value.items()}
+            if isinstance(value, dict)
+            else {name: value}
+        )
+    return flat
+
+
 def subnets_line(report: SubnetReport) -> str:
     """One line on the subnets' accuracy."""
     whose = "their own" if report.statistics == "reestimated" else "the main network's"
@@ -399,6 +434,11 @@ def subnets_line(report: SubnetReport) -> str:
         f"{len(report.top1)} subnets with {whose} batch-norm statistics: Top-1 mean {report.mean:.2f} %, "
         f"deviation {report.deviation:.2f}, worst {report.worst:.2f} %"
     )
+
+
+def _short_line(metrics: dict[str, float]) -> str:
+    wait = 100 * metrics["data_wait"]
+    return f"loss {metrics['loss']:.3f} {metrics['images_per_second']:.0f} img/s wait {wait:.0f} %"
 
 
 def _metrics_line(position: Position, metrics: dict[str, float]) -> str:
