@@ -111,17 +111,30 @@ def build_train_loader(
         ConfigError: a batch that does not divide over the processes or is larger than the data.
     """
     downscaled = config.method.name == "stimulative" and config.method.subnet_inputs == "downscaled"
+    sizes = config.method.sizes if downscaled else ()
+    return _train_loader(config, folder, process, dtype, seed=config.run.seed, sizes=sizes)
+
+
+def _train_loader(
+    config: Config,
+    folder: ImageFolder,
+    process: Process,
+    dtype: torch.dtype,
+    *,
+    seed: int,
+    sizes: tuple[int, ...] = (),
+) -> TrainLoader:
     return train_loader(
         config.data,
         folder,
         batch=distributed.local_batch(config.run.batch, process.world),
-        seed=config.run.seed,
+        seed=seed,
         rank=process.rank,
         world=process.world,
         device=process.device,
         dtype=dtype,
-        sizes=config.method.sizes if downscaled else (),
-        sizes_per_step=config.method.sizes_per_step if downscaled else 0,
+        sizes=sizes,
+        sizes_per_step=config.method.sizes_per_step if sizes else 0,
     )
 
 
@@ -145,16 +158,7 @@ def calibration_batches(
 ) -> Iterator[Tensor]:
     """Augmented training images for batch-norm statistics: a function of (seed, epoch) alone."""
     seed = int(generator(config.run.seed, Stream.CALIBRATION, epoch).integers(2**31))
-    loader = train_loader(
-        config.data,
-        folder,
-        batch=distributed.local_batch(config.run.batch, process.world),
-        seed=seed,
-        rank=process.rank,
-        world=process.world,
-        device=process.device,
-        dtype=dtype,
-    )
+    loader = _train_loader(config, folder, process, dtype, seed=seed)
     try:
         images = 0
         for batch in loader.epoch(0):

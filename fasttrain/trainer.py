@@ -285,7 +285,6 @@ class Trainer:
         return {
             "config": to_dict(self.config),
             "classes": list(self.folders.train.classes),
-            "world": self.process.world,
             "position": asdict(self.position),
             "best": self.best,
             "network": self.network.state_dict(),
@@ -300,10 +299,6 @@ class Trainer:
         if state["classes"] != list(self.folders.train.classes):
             raise CheckpointError(
                 f"{self.folder.last} was trained on other classes than {self.config.data.train}"
-            )
-        if (state.get("ema") is None) != (self.step.ema is None):
-            raise CheckpointError(
-                f"{self.folder.last} was trained {'with' if state.get('ema') else 'without'} optim.ema"
             )
         with checkpoint.restoring(self.folder.last):
             checkpoint.load_state(self.network, state["network"], self.folder.last)
