@@ -1,0 +1,1 @@
+"""`python -m bench kernels`: each fused operation against plain PyTorch; one module per operation."""
