@@ -12,6 +12,7 @@ from fasttrain.errors import INTERRUPTED, ConfigError, OutOfMemoryError, RunErro
 
 COMMANDS = {
     "step": "one training step: seconds, FLOPs and memory of CT, ST, ST++ and the published code",
+    "kernels": "each fused operation: correctness, then speed and memory against plain PyTorch (GPU)",
 }
 """Command to what it measures; `bench.<command>.main(argv)` runs it."""
 

@@ -8,7 +8,7 @@ import os
 import platform
 import re
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,15 @@ import torch
 
 from fasttrain.errors import ConfigError
 
-COLUMNS = (
+PLACE = ("device", "threads", "driver", "power_limit_w", "torch", "python", "date", "commit", "n")
+"""Last columns of every benchmark's CSV: where, with what and when; `n`: calls behind the value."""
+
+STEP_COLUMNS = (
     *("bench", "mode", "metric", "value", "unit", "draw"),
     *("model", "crop", "batch", "subnets", "space", "sizes", "precision", "memory_format"),
-    *("device", "threads", "driver", "power_limit_w", "torch", "python", "date", "commit", "n"),
+    *PLACE,
 )
-"""Columns of every benchmark's CSV; what does not apply is left empty. `n`: calls behind the value."""
+"""Of `step`; what does not apply is left empty."""
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -38,13 +41,18 @@ class Rows:
         kept: every row so far.
     """
 
-    def __init__(self, path: Path, common: Mapping[str, Any]) -> None:
-        """`common`: values of columns that all rows share.
+    def __init__(self, path: Path, columns: Sequence[str], common: Mapping[str, Any]) -> None:
+        """Start a file.
+
+        Args:
+            path: of the file; an older one of the same columns is replaced.
+            columns: of the file.
+            common: values of columns that all rows share.
 
         Raises:
             ConfigError: the file's folder cannot be made.
         """
-        self.path, self.common = path, dict(common)
+        self.path, self.columns, self.common = path, tuple(columns), dict(common)
         self.kept: list[Row] = []
         self._pending: list[Row] = []
         try:
@@ -53,21 +61,21 @@ class Rows:
             raise ConfigError(f"--output is {path}: {error.strerror}") from None
         if path.is_dir():
             raise ConfigError(f"--output is {path}, a folder; allowed: a file's name")
-        if path.exists() and not path.read_text(errors="replace").startswith(",".join(COLUMNS)):
+        if path.exists() and not path.read_text(errors="replace").startswith(",".join(columns)):
             raise ConfigError(
                 f"--output is {path}, which holds something else; allowed: a new file or a bench's"
             )
 
     def add(self, **values: Any) -> None:
         """Add one measurement; `write` brings it to the file."""
-        row = dict.fromkeys(COLUMNS, "") | self.common | {"n": 1} | values
-        assert set(row) == set(COLUMNS), f"columns {sorted(set(row) ^ set(COLUMNS))}"
+        row = dict.fromkeys(self.columns, "") | self.common | {"n": 1} | values
+        assert set(row) == set(self.columns), f"columns {sorted(set(row) ^ set(self.columns))}"
         self._pending.append(row)
 
     def write(self) -> None:
         """Append what was added since the last call."""
         text = io.StringIO()
-        writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+        writer = csv.DictWriter(text, self.columns, lineterminator="\n")
         if not self.kept:
             writer.writeheader()
         writer.writerows(self._pending)

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,9 +26,10 @@ from fasttrain.optim import build_optimizer
 from fasttrain.subnets import Draw
 
 from . import measure
+from .arguments import Parser
 from .measure import Amp
 from .modes import MODES, Batch, Mode, Setup, build_mode, default_sizes, tree_key
-from .rows import Rows, default_output, environment
+from .rows import STEP_COLUMNS, Rows, default_output, environment
 from .summary import summarize, table
 
 
@@ -50,11 +51,6 @@ class Settings:
     output: Path
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{self.prog}: {message}")
-
-
 def main(argv: Sequence[str]) -> None:
     """Run the benchmark.
 
@@ -62,7 +58,7 @@ def main(argv: Sequence[str]) -> None:
         ConfigError: an option's value that is not allowed.
     """
     settings = parse(argv)
-    measure_modes(settings, Rows(settings.output, _common_columns(settings)))
+    measure_modes(settings, Rows(settings.output, STEP_COLUMNS, _common_columns(settings)))
 
 
 def measure_modes(settings: Settings, rows: Rows) -> None:
@@ -137,7 +133,7 @@ def _sizes(text: str, crop: int) -> tuple[int, ...]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="python -m bench step", description=(__doc__ or "").partition("\n\n")[2])
+    parser = Parser(prog="python -m bench step", description=(__doc__ or "").partition("\n\n")[2])
     add = parser.add_argument
     add("--device", choices=("cpu", "cuda"), default="", help="default: cuda where there is a GPU")
     add("--model", default="resnet50", help="a network of fasttrain (default: %(default)s)")

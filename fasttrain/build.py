@@ -14,9 +14,9 @@ from .checkpoint import load_weights
 from .config import Config
 from .distributed import Process
 from .errors import ConfigError
-from .hardware import Precision
+from .hardware import Precision, choose_batch_norm, choose_kernels, choose_precision
 from .methods import build_method
-from .models import StagedNetwork, create_model
+from .models import StagedNetwork, create_model, fuse_batch_norms
 from .optim import build_ema, build_optimizer, build_schedule
 from .pipelines.digits import write_digits
 from .pipelines.folder import ImageFolder, scan
@@ -69,10 +69,11 @@ def find_images(config: Config, process: Process) -> Folders:
 
 
 def build_network(config: Config, classes: int, device: torch.device) -> StagedNetwork:
-    """The network on its device, initialized from the seed or from given weights.
+    """The network on its device, initialized from the seed or from given weights, batch norms fused as asked.
 
     Raises:
-        ConfigError: an unknown name, or images smaller than the network allows.
+        ConfigError: an unknown name, images smaller than the network allows, or an implementation of batch
+            norm that does not run here.
         CheckpointError: weights that cannot be read or do not fit.
     """
     torch.manual_seed(config.run.seed)
@@ -89,7 +90,12 @@ def build_network(config: Config, classes: int, device: torch.device) -> StagedN
     if config.model.weights:
         load_weights(network, Path(config.model.weights))
     memory_format = torch.channels_last if config.run.channels_last else torch.contiguous_format
-    return network.to(device=device, memory_format=memory_format)  # type: ignore[call-overload]
+    network = network.to(device=device, memory_format=memory_format)  # type: ignore[call-overload]
+    precision = choose_precision(config.run.precision, device)
+    batch_norm = choose_batch_norm(config.model.batch_norm, device, precision, config.run.channels_last)
+    if batch_norm != "torch":
+        fuse_batch_norms(network, batch_norm)
+    return network
 
 
 def _check_batch_norm(config: Config, reduction: int) -> None:
@@ -180,9 +186,10 @@ def build_step(
     """The training step.
 
     Raises:
-        ConfigError: a sampling space that does not fit the network.
+        ConfigError: a sampling space that does not fit the network, or an implementation of the loss or the
+            optimizer that does not run here.
     """
-    method = build_method(config, network)
+    method = build_method(config, network, choose_kernels(config.run.kernels, process.device))
     return TrainStep(
         forward=distributed.wrap(network, process),
         method=method,

@@ -134,6 +134,10 @@ class Model:
     """A timm ResNet (resnet18 ... resnet152, resnext, wide, resnet*d) or cifar_resnet20/32/44/56/110."""
     weights: str = ""
     """A state dict to start from (timm's and torchvision's names); empty: random initialization."""
+    batch_norm: Literal["auto", "triton", "reference", "torch", "apex"] = "auto"
+    """Batch norm: fused with the ReLU, residual add and stem pool after it by triton (this project's kernels;
+    reference: the same in plain PyTorch) or apex (NVIDIA's groupbn; fp16); torch: timm's own layers; auto:
+    triton on CUDA with channels_last, else torch."""
 
     def __post_init__(self) -> None:
         _check_types(self)
@@ -233,8 +237,9 @@ class Optim:
     """Largest gradient norm; 0: no clipping."""
     ema: float = 0.0
     """Decay per step of the exponential moving average of the weights; 0: none."""
-    impl: Literal["auto", "fused", "foreach"] = "auto"
-    """Implementation of SGD; auto: fused on CUDA, foreach elsewhere."""
+    impl: Literal["auto", "fused", "foreach", "apex"] = "auto"
+    """Implementation of SGD: torch's fused or foreach, or NVIDIA apex's FusedSGD; auto: fused on CUDA,
+    foreach elsewhere."""
 
     def __post_init__(self) -> None:
         _check_types(self)
@@ -296,6 +301,8 @@ class Run:
     """TF32 for float32 matrix products and convolutions on GPUs that have it."""
     channels_last: bool = True
     """Memory format of weights and activations."""
+    kernels: Literal["auto", "triton", "reference"] = "auto"
+    """Implementation of the loss: one fused Triton operation, or plain PyTorch; auto: triton on CUDA."""
     batch_norm_batch: int = 0
     """Images per process over which the recipe's batch norm is meant to work; 0: any. A difference warns."""
     log_every: int = 20

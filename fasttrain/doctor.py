@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import importlib.metadata
-import importlib.util
 import platform
 from collections.abc import Iterator
 
 import torch
 
+from . import nvidia_apex
 from .config import Run
 from .hardware import choose_device, choose_precision, describe
 
@@ -28,25 +28,9 @@ def report() -> Iterator[tuple[str, str]]:
     yield "triton", _version("triton")
     yield "timm", _version("timm")
     yield "NVML", _nvml()
-    yield "apex", apex()
+    yield "apex", nvidia_apex.found()
     device = choose_device("auto")
     yield "chosen here", describe(device, choose_precision("auto", device), Run().tf32)
-
-
-def apex() -> str:
-    """Whether NVIDIA's apex is installed; PyPI's package of that name is a web toolkit."""
-    if importlib.util.find_spec("apex") is None:
-        return "not installed (optional)"
-    if importlib.util.find_spec("apex.optimizers") is not None:
-        return "NVIDIA's"
-    try:
-        summary = importlib.metadata.metadata("apex")["Summary"]
-    except importlib.metadata.PackageNotFoundError:
-        summary = "no distribution metadata"
-    return (
-        f"warning: another package of that name ({summary}), not NVIDIA's; PyPI's 'apex' is unrelated: "
-        "pip uninstall apex, and build NVIDIA's from its source or use an NGC container"
-    )
 
 
 def _version(*distributions: str) -> str:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 
 from .config import Run
 from .errors import ConfigError
+from .kernels.runtime import Kernels, runs_triton
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +62,43 @@ def choose_precision(setting: str, device: torch.device) -> Precision:
         else:
             setting = "bf16" if cpu_has_bf16() else "fp32"
     return Precision(setting, device.type)
+
+
+def choose_kernels(setting: str, device: torch.device) -> Kernels:
+    """Implementation of the loss: `run.kernels`, or for `auto` Triton on CUDA.
+
+    Raises:
+        ConfigError: Triton where it does not run.
+    """
+    if setting == "triton" and not runs_triton(device):
+        raise ConfigError(f"run.kernels is 'triton'; allowed here: auto, reference ({_NO_TRITON})")
+    if setting == "auto":
+        return "triton" if device.type == "cuda" and runs_triton(device) else "reference"
+    return cast(Kernels, setting)
+
+
+def choose_batch_norm(setting: str, device: torch.device, precision: Precision, channels_last: bool) -> str:
+    """`model.batch_norm`, or for `auto` Triton on CUDA with channels_last, else torch.
+
+    Raises:
+        ConfigError: an implementation that the device, precision or memory format does not allow.
+    """
+    if setting == "auto":
+        fused = device.type == "cuda" and runs_triton(device) and channels_last
+        return "triton" if fused else "torch"
+    if setting in ("torch", "reference"):
+        return setting
+    name = f"model.batch_norm is {setting!r}; allowed here: auto, torch, reference"
+    if setting == "triton" and not runs_triton(device):
+        raise ConfigError(f"{name} ({_NO_TRITON})")
+    if setting == "apex" and (device.type != "cuda" or precision.name != "fp16"):
+        raise ConfigError(f"{name} (apex needs a GPU and run.precision fp16)")
+    if not channels_last:
+        raise ConfigError(f"{name} ({setting} needs run.channels_last)")
+    return setting
+
+
+_NO_TRITON = "Triton runs on GPUs, and on a CPU under TRITON_INTERPRET=1 for tests"
 
 
 def cpu_has_bf16() -> bool:

@@ -10,23 +10,42 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from . import nvidia_apex
 from .config import Optim
+from .errors import ConfigError
 
 
 def build_optimizer(
     parameters: Iterable[nn.Parameter], optim: Optim, device: torch.device
-) -> torch.optim.SGD:
-    """SGD with Nesterov momentum; weight decay on every parameter, as the published code has it."""
-    fused = optim.impl == "fused" or (optim.impl == "auto" and device.type == "cuda")
-    return torch.optim.SGD(
-        parameters,
-        lr=optim.lr,
-        momentum=optim.momentum,
-        weight_decay=optim.weight_decay,
-        nesterov=optim.momentum > 0,
-        fused=fused,
-        foreach=None if fused else True,
-    )
+) -> torch.optim.Optimizer:
+    """SGD with Nesterov momentum; weight decay on every parameter, as the published code has it.
+
+    Raises:
+        ConfigError: `optim.impl` is apex, but it is missing, or the device is no GPU.
+    """
+    impl = choose_impl(optim.impl, device)
+    options = {
+        "lr": optim.lr,
+        "momentum": optim.momentum,
+        "weight_decay": optim.weight_decay,
+        "nesterov": optim.momentum > 0,
+    }
+    if impl == "apex":
+        fused_sgd = nvidia_apex.load("optim.impl", "apex.optimizers", "FusedSGD")
+        return fused_sgd(list(parameters), set_grad_none=True, **options)
+    fused = impl == "fused"
+    return torch.optim.SGD(parameters, fused=fused, foreach=None if fused else True, **options)  # type: ignore[arg-type]
+
+
+def choose_impl(setting: str, device: torch.device) -> str:
+    """The implementation of SGD on a device: fused, foreach or apex.
+
+    Raises:
+        ConfigError: apex without a GPU.
+    """
+    if setting == "apex" and device.type != "cuda":
+        raise ConfigError("optim.impl is 'apex'; allowed here: auto, fused, foreach (apex needs a GPU)")
+    return {"auto": "fused" if device.type == "cuda" else "foreach"}.get(setting, setting)
 
 
 def build_ema(network: nn.Module, decay: float) -> AveragedModel | None:

@@ -20,8 +20,6 @@ class StepResult(NamedTuple):
     """What a step tells; its tensors stay on the device, so that nobody waits for them."""
 
     loss: StimulativeLoss
-    hits: Tensor
-    """Images whose main output is right, int64 scalar."""
     lr: float
 
 
@@ -76,8 +74,7 @@ class TrainStep:
         loss = self.method.loss(logits, plan, targets)
         self.scaler.scale(loss.total).backward()
         self._update()
-        hits = (logits[0][0].detach().argmax(dim=1) == targets).sum()
-        return StepResult(loss._replace(total=loss.total.detach()), hits, lr)
+        return StepResult(loss._replace(total=loss.total.detach()), lr)
 
     def _set_learning_rate(self, global_step: int) -> float:
         lr = self.schedule(global_step)
@@ -91,7 +88,7 @@ class TrainStep:
             nn.utils.clip_grad_norm_(self.forward.parameters(), self.clip)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad()
         if self.ema is not None:
             self.ema.update_parameters(_unwrap(self.forward))
 

@@ -38,8 +38,9 @@ from .evaluation import (
     evaluate_subnets,
     use_statistics,
 )
-from .hardware import choose_precision, configure_backends, describe
-from .models import StagedNetwork
+from .hardware import choose_batch_norm, choose_kernels, choose_precision, configure_backends, describe
+from .models import FusedBatchNorm, StagedNetwork, batch_norms
+from .optim import choose_impl
 from .pipelines.loader import EvalLoader
 from .step import StepResult
 from .telemetry import Log, RunFolder, Stopwatch
@@ -64,6 +65,7 @@ class Summary:
 
 FREE_ON_RESUME = (
     *("recipe", "data.train", "data.val", "data.builtin", "data.threads", "data.prefetch", "model.weights"),
+    *("model.batch_norm", "run.kernels"),
     *("evaluation.every", "evaluation.batch", "evaluation.subnets", "evaluation.statistics"),
     *("run.name", "run.folder", "run.max_steps", "run.device", "run.log_every", "run.resume"),
 )
@@ -353,6 +355,7 @@ class Trainer:
             f"{self.process.world} process{'es' if self.process.world > 1 else ''}, "
             f"global batch {config.run.batch}, {self.loader.steps_per_epoch} steps per epoch"
         )
+        self.log.line(self._implementations())
         own = config.run.batch // self.process.world
         meant = config.run.batch_norm_batch
         if meant and own != meant:
@@ -360,6 +363,20 @@ class Trainer:
                 f"warning: batch norm works over {own} images per process; the recipe means {meant}, so its "
                 "published accuracy may not be met"
             )
+
+    def _implementations(self) -> str:
+        """What computes the loss, batch norm and the optimizer's step."""
+        config, device = self.config, self.process.device
+        norms = batch_norms(self.network)
+        fused = [layer for layer in norms if isinstance(layer, FusedBatchNorm)]
+        batch_norm = choose_batch_norm(
+            config.model.batch_norm, device, self.precision, config.run.channels_last
+        )
+        count = f" ({len(fused)} of {len(norms)} fused)" if fused else ""
+        return (
+            f"kernels: loss {choose_kernels(config.run.kernels, device)}, batch norm {batch_norm}{count}, "
+            f"SGD {choose_impl(config.optim.impl, device)}"
+        )
 
     def _summarize(self) -> Summary:
         reports = self._evaluate_subnets()
@@ -388,7 +405,7 @@ class Interval:
         """Take one step in."""
         loss = result.loss
         subnets = loss.subnets.mean() if len(loss.subnets) else loss.main.new_zeros(())
-        self.sums += torch.stack((loss.total, loss.main, subnets, result.hits)).float()
+        self.sums += torch.stack((loss.total, loss.main, subnets, loss.hits[0])).float()
         self.steps += 1
         self.images += images
         self.lr = result.lr

@@ -99,17 +99,17 @@ def test_doctor_tells_what_would_be_chosen(capsys: pytest.CaptureFixture[str]) -
 
 
 def test_doctor_tells_the_other_apex(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from fasttrain import doctor
+    from fasttrain import nvidia_apex
 
-    assert doctor.apex() == "not installed (optional)"
+    assert nvidia_apex.found() == "not installed (optional)"
     (tmp_path / "apex").mkdir()
     (tmp_path / "apex" / "__init__.py").touch()
     monkeypatch.syspath_prepend(str(tmp_path))
     importlib.invalidate_caches()
-    assert doctor.apex().startswith("warning: another package of that name")
+    assert nvidia_apex.found().startswith("warning: another package of that name")
     (tmp_path / "apex" / "optimizers.py").touch()
     importlib.invalidate_caches()
-    assert doctor.apex() == "NVIDIA's"
+    assert nvidia_apex.found() == "NVIDIA's"
 
 
 def test_links_and_import_names() -> None:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
+import sys
+from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
 
 from fasttrain.config import Optim
+from fasttrain.errors import ConfigError
 from fasttrain.optim import build_ema, build_optimizer, build_schedule
 
 
@@ -61,3 +65,24 @@ def test_ema_follows_weights_and_statistics() -> None:
     torch.testing.assert_close(averaged.weight.detach(), torch.full((2,), 1.1))
     torch.testing.assert_close(averaged.running_mean, torch.full((2,), 1.0))
     assert math.isclose(float(ema.n_averaged), 2)
+
+
+def test_apex_is_asked_for_by_name_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight, cuda = torch.nn.Parameter(torch.zeros(2)), torch.device("cuda")
+    with pytest.raises(ConfigError, match=r"allowed here: auto, fused, foreach"):
+        build_optimizer([weight], Optim(impl="apex"), torch.device("cpu"))
+    with pytest.raises(ConfigError, match=r"optim\.impl is 'apex', but .*not installed.*PyPI's 'apex'"):
+        build_optimizer([weight], Optim(impl="apex"), cuda)
+    given: dict[str, Any] = {}
+    apex, optimizers = ModuleType("apex"), ModuleType("apex.optimizers")
+    optimizers.FusedSGD = lambda parameters, **options: given.update(options) or parameters  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "apex", apex)
+    monkeypatch.setitem(sys.modules, "apex.optimizers", optimizers)
+    assert build_optimizer([weight], Optim(lr=0.3, impl="apex"), cuda) == [weight]
+    assert given == {
+        "lr": 0.3,
+        "momentum": 0.9,
+        "weight_decay": 1e-4,
+        "nesterov": True,
+        "set_grad_none": True,
+    }

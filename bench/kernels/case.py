@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,4 +38,4 @@ class Case:
     shape: str
     moved: int
     prepare: Callable[[], Any]
-    calls: dict[str, Callable[[Any], Any]]
+    calls: Mapping[str, Callable[[Any], Any]]

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from ..config import Config
+from ..kernels.runtime import Kernels
 from ..models import StagedNetwork
 from .common import Common
 from .method import Method, Plan
 from .stimulative import Stimulative
 
 
-def build_method(config: Config, network: StagedNetwork) -> Method:
-    """The method that `config.method` names, for one network.
+def build_method(config: Config, network: StagedNetwork, kernels: Kernels = "reference") -> Method:
+    """The method that `config.method` names, for one network; `kernels`: implementation of its loss.
 
     Raises:
         ConfigError: a sampling space that does not fit the network.
     """
     if config.method.name == "common":
-        return Common(network.full)
+        return Common(network.full, kernels)
     return Stimulative(
         config.method,
         network.full,
@@ -25,6 +26,7 @@ def build_method(config: Config, network: StagedNetwork) -> Method:
         epochs=config.run.epochs,
         mean=config.data.mean,
         std=config.data.std,
+        kernels=kernels,
     )
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .. import config
 from ..kernels.normalized_loss import StimulativeLoss, stimulative_loss
+from ..kernels.runtime import Kernels
 from ..randomness import draw_sizes
 from ..subnets import Draw, PrefixTree, Subnet, draw_subnets, sampling_space
 from .inputs import cascade, deal
@@ -32,6 +33,7 @@ class Stimulative:
         epochs: int,
         mean: Sequence[float],
         std: Sequence[float],
+        kernels: Kernels = "reference",
     ) -> None:
         """Set up for one network and run.
 
@@ -43,12 +45,13 @@ class Stimulative:
             epochs: of the run, for the weight schedule.
             mean: of the images' normalization, which cascaded inputs repeat.
             std: likewise.
+            kernels: implementation of the loss.
 
         Raises:
             ConfigError: a sampling space that does not fit the network.
         """
         self.options, self.full, self.seed, self.epochs = options, full, seed, epochs
-        self.mean, self.std = mean, std
+        self.mean, self.std, self.kernels = mean, std, kernels
         self.space = sampling_space(options.sampling, options.space, depths)
 
     def plan(self, images: Tensor, small: Sequence[Tensor], *, epoch: int, step: int) -> Plan:
@@ -117,4 +120,5 @@ class Stimulative:
             amplitude=options.amplitude,
             temperature=options.temperature,
             main_weight=options.main_weight,
+            kernels=self.kernels,
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..errors import ConfigError
 from .cifar_resnet import CIFAR_RESNETS, CifarResNet
+from .fuse import FusedBatchNorm, fuse_batch_norms
 from .resnet import ResNet, create_timm_resnet, is_timm_resnet
 from .staged import (
     StagedNetwork,
@@ -43,6 +44,7 @@ def create_model(name: str, num_classes: int) -> StagedNetwork:
 
 __all__ = [
     "CifarResNet",
+    "FusedBatchNorm",
     "ResNet",
     "StagedNetwork",
     "TreeForward",
@@ -50,5 +52,6 @@ __all__ = [
     "batch_norms",
     "create_model",
     "frozen_statistics",
+    "fuse_batch_norms",
     "initialize",
 ]

@@ -82,9 +82,16 @@ def as_published(config: Config) -> Config:
         config,
         recipe=f"{config.recipe}-published",
         data=replace(config.data, drop_last=False, published_lighting=True),
+        model=replace(config.model, batch_norm="torch"),
         method=method,
         evaluation=replace(config.evaluation, reestimate=True, calibration_images=2000),
-        run=replace(config.run, precision="fp32", tf32=True, batch_norm_batch=256),  # two GPUs, DataParallel
+        run=replace(
+            config.run,
+            precision="fp32",
+            tf32=True,
+            kernels="reference",
+            batch_norm_batch=256,  # two GPUs, DataParallel
+        ),
     )
 
 

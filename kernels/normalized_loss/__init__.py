@@ -1,5 +1,14 @@
 """The loss of one stimulative training step: main cross-entropy and each subnet's (normalized) KL."""
 
-from .reference import StimulativeLoss, normalize_logits, stimulative_loss
+from .checks import Normalization, Supervision
+from .op import implementation, stimulative_loss
+from .reference import StimulativeLoss, normalize_logits
 
-__all__ = ["StimulativeLoss", "normalize_logits", "stimulative_loss"]
+__all__ = [
+    "Normalization",
+    "StimulativeLoss",
+    "Supervision",
+    "implementation",
+    "normalize_logits",
+    "stimulative_loss",
+]

@@ -6,16 +6,15 @@ Axes: B images, C classes, K subnets.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Supervision = Literal["kl", "ce_teacher", "ce_target"]
-Normalization = Literal["layer_norm", "l2", "none"]
+from .checks import Normalization, Options, Supervision, check_tensors
 
-_EPS = 1e-7  # of the published code's layer norm and L2 norm
+EPS = 1e-7  # of the published code's layer norm and L2 norm
 
 
 class StimulativeLoss(NamedTuple):
@@ -25,16 +24,18 @@ class StimulativeLoss(NamedTuple):
         total: main_weight * main + sum of weights * subnets; the one differentiable value.
         main: the main network's cross-entropy, detached.
         subnets: each subnet's loss before its weight [K], detached.
+        hits: images whose target is among the main network's best class and best five, int64 [2].
     """
 
     total: Tensor
     main: Tensor
     subnets: Tensor
+    hits: Tensor
 
 
 def stimulative_loss(
     main: Tensor,
-    subnets: Sequence[Tensor],
+    subnets: Sequence[Tensor] | Tensor,
     targets: Tensor,
     *,
     weights: Sequence[float],
@@ -44,41 +45,52 @@ def stimulative_loss(
     amplitude: float = 1.0,
     temperature: float = 1.0,
     main_weight: float = 1.0,
+    label_smoothing: float = 0.0,
+    check_targets: bool = False,
 ) -> StimulativeLoss:
     """Cross-entropy of the main network, and each subnet's distance to the main network's output.
 
     ST equation 5 (normalize="none") and ST++ equations 4 to 6 (KL-); `layer_norm` is what the published
-    code does for KL-. The main logits are the teacher and get no gradient from the subnets.
+    code does for KL-. The main logits are the teacher and get no gradient from the subnets; neither do
+    the targets.
 
     Args:
         main: the main network's logits [B, C]; half precision is computed in float32.
-        subnets: each subnet's logits [B, C].
+        subnets: each subnet's logits [B, C], or all of them [K, B, C]; dtype and device of `main`.
         targets: class indices, int64 [B], or probabilities [B, C].
         weights: each subnet's weight in the total.
         supervision: `kl`: KL(main || subnet) at `temperature`, times temperature squared; `ce_teacher`:
-            cross-entropy to softmax(main); `ce_target`: cross-entropy to the targets.
+            cross-entropy to softmax(main); `ce_target`: cross-entropy to the targets; `dkd`: decoupled
+            KL (see `_decoupled_kl`); `mse`: mean squared difference of the softmaxes, over B and C.
         normalize: of each row of logits over the classes: `layer_norm` (zero mean, unit variance), `l2`
             (unit length) or `none`; the first two times `amplitude`.
         normalize_main: whether the main cross-entropy sees normalized logits too.
         amplitude: factor on normalized logits.
         temperature: of the KL.
         main_weight: weight of the main cross-entropy.
+        label_smoothing: as `F.cross_entropy`'s, in every cross-entropy to the targets.
+        check_targets: look for class indices out of range on any device, not on a CPU alone; waits for it.
 
     Raises:
-        ValueError: shapes or numbers of tensors that do not fit.
+        ValueError: tensors or numbers of tensors that do not fit, unknown options, targets out of range.
     """
-    _check_shapes(main, subnets, weights)
+    options = Options(
+        supervision, normalize, normalize_main, amplitude, temperature, main_weight, label_smoothing
+    )
+    options.check()
+    check_tensors(main, subnets, targets, weights, supervision, check_targets=check_targets)
     main = _at_least_float32(main)
+    targets = targets.detach().to(main.dtype) if targets.ndim == 2 else targets
     normalized = normalize_logits(main, normalize, amplitude)
-    main_loss = F.cross_entropy(normalized if normalize_main else main, targets)
-    teacher = normalized.detach()
+    main_loss = F.cross_entropy(
+        normalized if normalize_main else main, targets, label_smoothing=label_smoothing
+    )
     losses = [
         _subnet_loss(
             normalize_logits(_at_least_float32(logits), normalize, amplitude),
-            teacher,
+            normalized.detach(),
             targets,
-            supervision,
-            temperature,
+            options,
         )
         for logits in subnets
     ]
@@ -86,45 +98,60 @@ def stimulative_loss(
     for weight, loss in zip(weights, losses, strict=True):
         total = total + weight * loss
     detached = torch.stack([loss.detach() for loss in losses]) if losses else main.new_zeros(0)
-    return StimulativeLoss(total, main_loss.detach(), detached)
+    return StimulativeLoss(total, main_loss.detach(), detached, _hits(main.detach(), targets))
 
 
 def normalize_logits(logits: Tensor, normalize: Normalization, amplitude: float) -> Tensor:
     """Logits [B, C], each row normalized over the classes and multiplied by `amplitude`; `none`: as given."""
     if normalize == "layer_norm":
-        return F.layer_norm(logits, logits.shape[-1:], eps=_EPS) * amplitude
+        return F.layer_norm(logits, logits.shape[-1:], eps=EPS) * amplitude
     if normalize == "l2":
-        return F.normalize(logits, dim=-1, eps=_EPS) * amplitude
+        return F.normalize(logits, dim=-1, eps=EPS) * amplitude
     if normalize == "none":
         return logits
     raise ValueError(f"normalize is {normalize!r}; allowed: layer_norm, l2, none")
 
 
-def _subnet_loss(
-    student: Tensor, teacher: Tensor, targets: Tensor, supervision: Supervision, temperature: float
-) -> Tensor:
-    if supervision == "kl":
-        log_p = F.log_softmax(teacher / temperature, dim=-1)
-        log_q = F.log_softmax(student / temperature, dim=-1)
-        return F.kl_div(log_q, log_p, reduction="batchmean", log_target=True) * temperature**2
-    if supervision == "ce_teacher":
+def _subnet_loss(student: Tensor, teacher: Tensor, targets: Tensor, options: Options) -> Tensor:
+    if options.supervision == "kl":
+        return _kl(student / options.temperature, teacher / options.temperature) * options.temperature**2
+    if options.supervision == "ce_teacher":
         return F.cross_entropy(student, teacher.softmax(dim=-1))
-    if supervision == "ce_target":
-        return F.cross_entropy(student, targets)
-    raise ValueError(f"supervision is {supervision!r}; allowed: kl, ce_teacher, ce_target")
+    if options.supervision == "dkd":
+        return _decoupled_kl(student, teacher, targets)
+    if options.supervision == "mse":
+        return F.mse_loss(student.softmax(dim=-1), teacher.softmax(dim=-1))
+    return F.cross_entropy(student, targets, label_smoothing=options.label_smoothing)
+
+
+def _kl(student: Tensor, teacher: Tensor) -> Tensor:
+    """KL(softmax(teacher) || softmax(student)), mean over the batch."""
+    log_p, log_q = F.log_softmax(teacher, dim=-1), F.log_softmax(student, dim=-1)
+    return F.kl_div(log_q, log_p, reduction="batchmean", log_target=True)
+
+
+def _decoupled_kl(student: Tensor, teacher: Tensor, targets: Tensor) -> Tensor:
+    """KL of (target, any other class), plus KL among the other classes (Zhao et al. 2022, equation 7).
+
+    With alpha = beta = temperature = 1, as the published code of ST calls it.
+    """
+
+    def split(logits: Tensor) -> tuple[Tensor, Tensor]:
+        others = torch.arange(logits.shape[1] - 1, device=logits.device)
+        rest = logits.gather(1, others + (others >= targets[:, None]))
+        return torch.cat([logits.gather(1, targets[:, None]), rest.logsumexp(1, keepdim=True)], 1), rest
+
+    (student_pair, student_rest), (teacher_pair, teacher_rest) = split(student), split(teacher)
+    return _kl(student_pair, teacher_pair) + _kl(student_rest, teacher_rest)
+
+
+def _hits(main: Tensor, targets: Tensor) -> Tensor:
+    """A target is among the best k if fewer than k classes have a larger logit; never with a NaN around."""
+    labels = targets if targets.ndim == 1 else targets.argmax(dim=1)
+    larger = (main > main.gather(1, labels[:, None])).sum(dim=1)
+    larger = larger.masked_fill(main.isnan().any(dim=1), main.shape[1])
+    return torch.stack([(larger < k).sum() for k in (1, min(5, main.shape[1]))])
 
 
 def _at_least_float32(logits: Tensor) -> Tensor:
     return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
-
-
-def _check_shapes(main: Tensor, subnets: Sequence[Tensor], weights: Sequence[float]) -> None:
-    if main.ndim != 2:
-        raise ValueError(f"main logits have shape {tuple(main.shape)}; allowed: [B, C]")
-    for logits in subnets:
-        if logits.shape != main.shape:
-            raise ValueError(
-                f"subnet logits have shape {tuple(logits.shape)}; the main network's are {tuple(main.shape)}"
-            )
-    if len(weights) != len(subnets):
-        raise ValueError(f"{len(weights)} weights for {len(subnets)} subnets")

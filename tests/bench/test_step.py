@@ -17,7 +17,7 @@ from bench import measure, naive
 from bench.__main__ import COMMANDS, main
 from bench.measure import Amp
 from bench.modes import MODES, Mode, Setup, build_mode, default_sizes, prefixes, widest
-from bench.rows import COLUMNS, Rows
+from bench.rows import STEP_COLUMNS, Rows
 from bench.step import count_flops
 from fasttrain.errors import ConfigError
 from fasttrain.models import StagedNetwork, create_model
@@ -214,7 +214,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_csv_has_a_row_per_measurement(results: Path) -> None:
     with results.open() as file:
         rows = list(csv.DictReader(file))
-    assert tuple(rows[0]) == COLUMNS
+    assert tuple(rows[0]) == STEP_COLUMNS
     expected = [
         (mode, metric, draw)
         for mode in RUN_MODES
@@ -260,10 +260,10 @@ def test_rows_replace_an_older_file_only_when_there_are_some(tmp_path: Path) -> 
     path = tmp_path / "rows.csv"
     path.write_text("my notes\n")
     with pytest.raises(ConfigError, match="holds something else"):
-        Rows(path, {"bench": "step"})
-    older = ",".join(COLUMNS) + "\nolder\n"
+        Rows(path, STEP_COLUMNS, {"bench": "step"})
+    older = ",".join(STEP_COLUMNS) + "\nolder\n"
     path.write_text(older)
-    rows = Rows(path, {"bench": "step"})
+    rows = Rows(path, STEP_COLUMNS, {"bench": "step"})
     rows.add(mode="a", metric="seconds", value=1.5)
     assert path.read_text() == older
     rows.write()

@@ -1,0 +1,313 @@
+"""The public face of fused batch norm + residual addition + ReLU.
+
+Axes: N images, C channels, H height, W width, G groups.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from .. import runtime
+from ..runtime import Kernels, below_autograd, chooses_triton, register
+from . import reference
+
+if runtime.triton is not None:
+    from . import triton as fused
+
+
+def batch_norm_act(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    residual: Tensor | None = None,
+    *,
+    training: bool,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    relu: bool = True,
+    groups: int = 1,
+    tracked_group: int | None = 0,
+    kernels: Kernels = "reference",
+) -> Tensor:
+    """relu(batch_norm(x) + residual), in two launches forward and two backward.
+
+    Args:
+        x: [N, C, H, W], or [N, C]; float32, float16 or bfloat16 (float64 in the reference). Anything but
+            channels_last is copied to it first.
+        weight: [C] float32 (float64 with a float64 x), like bias and the running statistics.
+        bias: [C].
+        running_mean: [C], updated in place in training mode, as torch's batch norm does; None: not.
+        running_var: [C], takes the unbiased variance; given or None together with running_mean.
+        residual: added before the ReLU; of x's shape and dtype.
+        training: normalize by the batch's statistics, else by the running ones.
+        momentum: weight of the batch in the running statistics.
+        eps: added to the variance.
+        relu: whether a ReLU follows.
+        groups: runs of N/G consecutive images, each normalized by its own statistics.
+        tracked_group: the one that updates the running statistics; None: none does.
+        kernels: `triton` on CUDA (or under Triton's interpreter), or `reference`.
+
+    Returns:
+        Of x's shape and dtype, in channels_last.
+
+    Raises:
+        ValueError: arguments that do not fit.
+    """
+    check_arguments(x, weight, bias, running_mean, running_var, training, groups, tracked_group)
+    if residual is not None:
+        _check_residual(x, residual)
+    if tracked_group is None:
+        tracked_group = -1
+    x = channels_last(x)
+    if residual is not None:
+        residual = channels_last(residual)
+    if chooses_triton(kernels, x):
+        return _forward(
+            x,
+            weight,
+            bias,
+            running_mean,
+            running_var,
+            residual,
+            training,
+            momentum,
+            eps,
+            relu,
+            groups,
+            tracked_group,
+        )[0]
+    return reference.batch_norm_act(
+        x,
+        weight,
+        bias,
+        running_mean,
+        running_var,
+        residual,
+        training=training,
+        momentum=momentum,
+        eps=eps,
+        relu=relu,
+        groups=groups,
+        tracked_group=tracked_group,
+    )
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """x [N, C] contiguous, x [N, C, H, W] in channels_last; a copy if it is not so."""
+    return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x.contiguous()
+
+
+def check_arguments(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    training: bool,
+    groups: int,
+    tracked_group: int | None,
+) -> None:
+    """Raise unless a batch norm's arguments fit each other.
+
+    Raises:
+        ValueError: what was given and what is allowed.
+    """
+    if x.ndim not in (2, 4):
+        raise ValueError(f"x has shape {tuple(x.shape)}; allowed: [N, C] and [N, C, H, W]")
+    if weight is None or bias is None:
+        raise ValueError("weight or bias is None; allowed: a tensor [C] each (affine=True)")
+    if (running_mean is None) != (running_var is None):
+        raise ValueError("one of running_mean and running_var is None; allowed: both or neither")
+    if running_mean is None and not training:
+        raise ValueError("running_mean is None in evaluation mode; allowed there: a tensor [C]")
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    for name, tensor in (
+        ("weight", weight),
+        ("bias", bias),
+        ("running_mean", running_mean),
+        ("running_var", running_var),
+    ):
+        if tensor is None:
+            continue
+        if tensor.shape != x.shape[1:2] or tensor.dtype != dtype or not tensor.is_contiguous():
+            raise ValueError(
+                f"{name} is {tuple(tensor.shape)}, {tensor.dtype}; allowed for x {tuple(x.shape)}, "
+                f"{x.dtype}: [{x.shape[1]}], contiguous, {dtype}"
+            )
+        if tensor.device != x.device:
+            raise ValueError(f"{name} is on {tensor.device}; allowed: x's device, {x.device}")
+    if groups < 1 or x.shape[0] % groups:
+        raise ValueError(f"groups is {groups}; allowed: divisors of the {x.shape[0]} images")
+    if tracked_group is not None and not 0 <= tracked_group < groups:
+        raise ValueError(f"tracked_group is {tracked_group}; allowed: None, 0 to {groups - 1}")
+    if training and x.numel() <= x.shape[1] * groups:
+        raise ValueError(
+            f"x has shape {tuple(x.shape)} in {groups} groups; allowed: more than 1 value per channel and "
+            "group when training"
+        )
+
+
+def _check_residual(x: Tensor, residual: Tensor) -> None:
+    if residual.shape != x.shape or residual.dtype != x.dtype or residual.device != x.device:
+        raise ValueError(
+            f"residual is {tuple(residual.shape)}, {residual.dtype}, on {residual.device}; allowed: as x, "
+            f"{tuple(x.shape)}, {x.dtype}, on {x.device}"
+        )
+
+
+def _forward_kernels(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    residual: Tensor | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+    relu: bool,
+    groups: int,
+    tracked_group: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The output, mean and inverse deviation [G, C] (both empty in evaluation mode)."""
+    x = channels_last(x)
+    residual = None if residual is None else channels_last(residual)
+    if not training:
+        y = fused.normalize(x, running_mean, running_var, weight, bias, residual, False, eps, relu, 1)
+        return y, weight.new_empty(0), weight.new_empty(0)
+    tracked = (running_mean, running_var) if tracked_group >= 0 else (None, None)
+    mean, rstd = fused.statistics(x, groups, eps, *tracked, momentum, tracked_group)
+    return fused.normalize(x, mean, rstd, weight, bias, residual, True, eps, relu, groups), mean, rstd
+
+
+def _forward_fake(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    residual: Tensor | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+    relu: bool,
+    groups: int,
+    tracked_group: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    shape = (groups, x.shape[1]) if training else (0,)
+    return torch.empty_like(channels_last(x)), weight.new_empty(shape), weight.new_empty(shape)
+
+
+def _backward_kernels(
+    grad: Tensor,
+    x: Tensor,
+    y: Tensor | None,
+    mean: Tensor,
+    spread: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    training: bool,
+    eps: float,
+    relu: bool,
+    groups: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of x, the residual (empty without y), weight and bias."""
+    grad, x = channels_last(grad), channels_last(x)
+    groups = groups if training else 1
+    parameters = (mean, spread, weight, bias, training, eps)
+    masked, sums, grad_weight, grad_bias = fused.gradient_sums(grad, x, y, *parameters, relu, groups)
+    g = grad if y is None else masked
+    grad_x = fused.input_gradient(g, x, sums, *parameters, relu and y is None, groups)
+    return grad_x, masked, grad_weight, grad_bias
+
+
+def _backward_fake(
+    grad: Tensor,
+    x: Tensor,
+    y: Tensor | None,
+    mean: Tensor,
+    spread: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    training: bool,
+    eps: float,
+    relu: bool,
+    groups: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    grad, x = channels_last(grad), channels_last(x)
+    masked = torch.empty_like(grad) if y is not None else grad.new_empty(0)
+    return torch.empty_like(x), masked, torch.empty_like(weight), torch.empty_like(bias)
+
+
+class _BatchNormAct(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        running_mean: Tensor | None,
+        running_var: Tensor | None,
+        residual: Tensor | None,
+        training: bool,
+        momentum: float,
+        eps: float,
+        relu: bool,
+        groups: int,
+        tracked_group: int,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        with below_autograd():
+            y, mean, rstd = _forward(
+                x,
+                weight,
+                bias,
+                running_mean,
+                running_var,
+                residual,
+                training,
+                momentum,
+                eps,
+                relu,
+                groups,
+                tracked_group,
+            )
+        ctx.mark_non_differentiable(mean, rstd)
+        moments = (mean, rstd) if training else (running_mean, running_var)
+        ctx.save_for_backward(x, y if relu and residual is not None else None, *moments, weight, bias)
+        ctx.options = (training, eps, relu, groups)
+        ctx.residual = residual is not None
+        return y, mean, rstd
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor, _mean: Tensor, _rstd: Tensor) -> tuple[Tensor | None, ...]:
+        x, y, *parameters = ctx.saved_tensors
+        grad_x, masked, grad_weight, grad_bias = _backward(grad, x, y, *parameters, *ctx.options)
+        grad_residual = None
+        if ctx.residual:
+            grad_residual = grad if y is None else masked
+        return grad_x, grad_weight, grad_bias, None, None, grad_residual, *(None,) * 6
+
+
+_backward = register(
+    "batch_norm_act_backward",
+    "(Tensor grad, Tensor x, Tensor? y, Tensor mean, Tensor spread, Tensor weight, Tensor bias, bool training, "
+    "float eps, bool relu, int groups) -> (Tensor, Tensor, Tensor, Tensor)",
+    _backward_kernels,
+    _backward_fake,
+)
+_forward = register(
+    "batch_norm_act",
+    "(Tensor x, Tensor weight, Tensor bias, Tensor(a!)? running_mean, Tensor(b!)? running_var, "
+    "Tensor? residual, bool training, float momentum, float eps, bool relu, int groups, int tracked_group) "
+    "-> (Tensor, Tensor, Tensor)",
+    _forward_kernels,
+    _forward_fake,
+    _BatchNormAct.apply,
+)
