@@ -189,9 +189,10 @@ def build_step(
         ConfigError: a sampling space that does not fit the network, or an implementation of the loss or the
             optimizer that does not run here.
     """
+    joint = config.method.backward == "joint"
     method = build_method(config, network, choose_kernels(config.run.kernels, process.device))
     return TrainStep(
-        forward=distributed.wrap(network, process),
+        forward=distributed.wrap(network, process, joint=joint),
         method=method,
         optimizer=build_optimizer(network.parameters(), config.optim, process.device),
         schedule=build_schedule(config.optim, config.run.epochs, steps_per_epoch),
@@ -199,6 +200,7 @@ def build_step(
         scaler=torch.amp.GradScaler(process.device.type, enabled=precision.name == "fp16"),
         clip=config.optim.clip,
         ema=build_ema(network, config.optim.ema),
+        reduce=None if joint else distributed.average_gradients,
     )
 
 

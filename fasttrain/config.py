@@ -186,6 +186,9 @@ class Method:
     """How the subnets' weight goes over the epochs: constant, 0 to kl_weight, or kl_weight to 0."""
     start_epoch: int = 0
     """First epoch in which subnets are trained."""
+    backward: Literal["joint", "split"] = "joint"
+    """joint: one forward and one backward pass for everything; split: the main network's first, then each
+    input size's, with the same gradients: less memory, nothing shared between main network and subnets."""
 
     def __post_init__(self) -> None:
         _check_types(self)

@@ -68,14 +68,34 @@ def local_batch(batch: int, world: int) -> int:
     return batch // world
 
 
-def wrap(network: StagedNetwork, process: Process) -> nn.Module:
-    """The module whose one call is a step's forward pass: `TreeForward`, through DDP if there are several
-    processes. Every step runs the whole main network, so that each parameter has a gradient.
+def wrap(network: StagedNetwork, process: Process, *, joint: bool = True) -> nn.Module:
+    """The module whose call is a step's forward pass: `TreeForward`, through DDP if there are more processes.
+
+    Every step runs the whole main network, so that each parameter has a gradient. Not `joint`: a step has
+    several backward passes, which DDP does not know; `average_gradients` follows them.
     """
     module = TreeForward(network)
-    if process.world == 1:
+    if process.world == 1 or not joint:
         return module
     return DistributedDataParallel(module, broadcast_buffers=False, gradient_as_bucket_view=True)
+
+
+def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Give all processes the mean of their gradients, in one all-reduce per dtype."""
+    if not dist.is_initialized():
+        return
+    by_dtype: dict[torch.dtype, list[Tensor]] = {}
+    for parameter in parameters:
+        assert parameter.grad is not None  # the main network's pass reaches every parameter
+        by_dtype.setdefault(parameter.grad.dtype, []).append(parameter.grad)
+    for gradients in by_dtype.values():
+        flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
+        dist.all_reduce(flat)
+        flat /= dist.get_world_size()
+        parts = flat.split([gradient.numel() for gradient in gradients])
+        torch._foreach_copy_(
+            gradients, [part.view(gradient.shape) for part, gradient in zip(parts, gradients, strict=True)]
+        )
 
 
 def sum_over_processes(tensors: Iterable[Tensor]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -12,7 +12,8 @@ from torch.optim.swa_utils import AveragedModel
 
 from .hardware import Precision
 from .kernels.normalized_loss import StimulativeLoss
-from .methods import Method
+from .methods import Method, Plan
+from .models import frozen_statistics
 from .optim import CosineSchedule
 
 
@@ -36,6 +37,8 @@ class TrainStep:
         scaler: of the loss; does something in fp16 alone.
         clip: largest gradient norm; 0: none.
         ema: weight average or None.
+        reduce: averages the gradients over the processes after a step in parts (`method.backward` split);
+            None: one backward pass, in which DDP does it.
     """
 
     forward: nn.Module
@@ -46,6 +49,7 @@ class TrainStep:
     scaler: torch.amp.GradScaler
     clip: float = 0.0
     ema: AveragedModel | None = None
+    reduce: Callable[[Iterable[nn.Parameter]], None] | None = None
 
     def __call__(
         self,
@@ -69,12 +73,36 @@ class TrainStep:
         """
         lr = self._set_learning_rate(global_step)
         plan = self.method.plan(images, small, epoch=epoch, step=step)
+        loss = self._joint(plan, targets) if self.reduce is None else self._split(plan, targets)
+        self._update()
+        return StepResult(loss, lr)
+
+    def _joint(self, plan: Plan, targets: Tensor) -> StimulativeLoss:
+        """One forward and one backward pass; the loss, detached."""
         with self.precision.autocast():
             logits = self.forward(plan.inputs, plan.trees)
+        return self._backward(logits, plan, targets)
+
+    def _split(self, plan: Plan, targets: Tensor) -> StimulativeLoss:
+        """A forward and a backward pass for each tree; the sum of their losses, detached."""
+        main, *rest = plan.parts()
+        with self.precision.autocast():
+            logits = self.forward(main.inputs, main.trees)
+        teacher = logits[0][0].detach()
+        losses = [self._backward(logits, main, targets)]
+        del logits
+        for part in rest:
+            with frozen_statistics(self.forward), self.precision.autocast():
+                (own,) = self.forward(part.inputs, part.trees)
+            losses.append(self._backward([[teacher], own], part, targets))
+        assert self.reduce is not None
+        self.reduce(self.forward.parameters())
+        return _sum(losses, plan)
+
+    def _backward(self, logits: Sequence[Sequence[Tensor]], plan: Plan, targets: Tensor) -> StimulativeLoss:
         loss = self.method.loss(logits, plan, targets)
         self.scaler.scale(loss.total).backward()
-        self._update()
-        return StepResult(loss._replace(total=loss.total.detach()), lr)
+        return loss._replace(total=loss.total.detach())
 
     def _set_learning_rate(self, global_step: int) -> float:
         lr = self.schedule(global_step)
@@ -96,3 +124,15 @@ class TrainStep:
 def _unwrap(forward: nn.Module) -> nn.Module:
     module = forward.module if isinstance(forward, nn.parallel.DistributedDataParallel) else forward
     return module.network  # type: ignore[return-value]
+
+
+def _sum(losses: Sequence[StimulativeLoss], plan: Plan) -> StimulativeLoss:
+    """The loss of a whole plan from those of its parts."""
+    subnets: dict[int, Tensor] = {}
+    for tree, loss in enumerate(losses):
+        subnets.update(zip(plan.members(tree), loss.subnets, strict=True))
+    ordered = [subnets[subnet] for subnet in range(len(subnets))]
+    return losses[0]._replace(
+        total=torch.stack([loss.total for loss in losses]).sum(),
+        subnets=torch.stack(ordered) if ordered else losses[0].subnets,
+    )

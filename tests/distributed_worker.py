@@ -6,6 +6,7 @@ Run by test_distributed.py: `distributed_worker.py OUTPUT MODE`, alone or under 
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -37,10 +38,13 @@ def batch(step: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 def run(process: Process, mode: str) -> dict[str, object]:
     """Train five steps.
 
-    `mode` frozen: batch norm by its running statistics, each rank a part of the batch; same: all of it.
+    `mode` frozen: batch norm by its running statistics, each rank a part of the batch; same: all of it;
+    split: likewise, the main network and the subnets in passes of their own.
     """
-    network = build.build_network(CONFIG, 10, process.device).double()
-    step = build.build_step(CONFIG, network, process, Precision("fp32", "cpu"), STEPS)
+    method = replace(CONFIG.method, backward="split" if mode == "split" else "joint")
+    config = replace(CONFIG, method=method)
+    network = build.build_network(config, 10, process.device).double()
+    step = build.build_step(config, network, process, Precision("fp32", "cpu"), STEPS)
     network.train()
     if mode == "frozen":
         for layer in batch_norms(network):

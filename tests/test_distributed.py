@@ -31,11 +31,12 @@ def torchrun(processes: int, *arguments: str, timeout: float = 120) -> subproces
     )
 
 
-@pytest.mark.parametrize("mode", ["frozen", "same"])
+@pytest.mark.parametrize("mode", ["frozen", "same", "split"])
 def test_two_processes_train_as_one(tmp_path: Path, mode: str) -> None:
     """`frozen`: each process has half of every batch. DDP's mean of two gradients over 4 images each is the
     gradient over 8 if no image influences another: batch norm works by its running statistics.
     `same`: both have the whole batch, so that batch statistics are equal too, in training mode.
+    `split`: likewise, in passes of their own, with one all-reduce after them instead of DDP's.
     Float64: what is left is rounding.
     """
     for processes in (1, 2):

@@ -21,12 +21,32 @@ class Plan:
         trees: what runs on each input; the first subnet of the first tree is the main network.
         places: for each subnet of the draw, its tree and its position there.
         weights: each subnet's weight in the loss.
+        trains_main: whether the main network's cross-entropy belongs to the loss; otherwise its logits are
+            given, as the only ones of a first tree that does not run.
     """
 
     inputs: tuple[Tensor, ...]
     trees: tuple[PrefixTree, ...]
     places: tuple[tuple[int, int], ...] = ()
     weights: tuple[float, ...] = ()
+    trains_main: bool = True
+
+    def members(self, tree: int) -> list[int]:
+        """The subnets of the draw that run in a tree."""
+        return [subnet for subnet, (own, _) in enumerate(self.places) if own == tree]
+
+    def parts(self) -> list[Plan]:
+        """The main network's pass and each other tree's as plans of their own; their gradients add up.
+
+        Of a plan whose first tree holds the main network alone.
+        """
+        parts = [Plan(self.inputs[:1], self.trees[:1])]
+        for tree in range(1, len(self.trees)):
+            members = self.members(tree)
+            places = tuple((1, self.places[subnet][1]) for subnet in members)
+            weights = tuple(self.weights[subnet] for subnet in members)
+            parts.append(Plan((self.inputs[tree],), (self.trees[tree],), places, weights, trains_main=False))
+        return parts
 
     @property
     def block_calls(self) -> int:

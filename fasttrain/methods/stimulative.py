@@ -20,7 +20,8 @@ from .method import Plan
 class Stimulative:
     """Cross-entropy on the main network, and K sampled subnets that follow its output.
 
-    A draw says which subnets; `assemble` turns it into one forward pass; `loss` weighs the outputs.
+    A draw says which subnets; `assemble` turns it into one forward pass, or one per input size with
+    `backward` split; `loss` weighs the outputs.
     """
 
     def __init__(
@@ -92,8 +93,11 @@ class Stimulative:
 
     def _groups(self, images: Tensor, small: Sequence[Tensor], draw: Draw) -> list[tuple[Tensor, list[int]]]:
         everyone = list(range(len(draw.subnets)))
-        if self.options.subnet_inputs == "full" or not everyone:
-            return [(images, everyone)]
+        if not everyone:
+            return [(images, [])]
+        if self.options.subnet_inputs == "full":
+            together = self.options.backward == "joint"
+            return [(images, everyone)] if together else [(images, []), (images, everyone)]
         if self.options.subnet_inputs == "downscaled":
             return [(images, []), *deal(len(everyone), small)]
         inputs = cascade(images, draw.sizes, self.mean, self.std)
@@ -119,6 +123,6 @@ class Stimulative:
             normalize_main=options.normalize_main,
             amplitude=options.amplitude,
             temperature=options.temperature,
-            main_weight=options.main_weight,
+            main_weight=options.main_weight if plan.trains_main else 0.0,
             kernels=self.kernels,
         )
