@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
 import torch
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # before triton is imported: kernels are checked on a CPU too
 
 from fasttrain.errors import INTERRUPTED, ConfigError, OutOfMemoryError, RunError
 

@@ -41,6 +41,9 @@ def merge_moments(
     Part p holds the values p * rows_per_part up to (p + 1) * rows_per_part, the last one what is left:
     their mean in mean_ptr [parts, stride], and the sum of their squared distances to it in square_ptr.
     """
+    origin = tl.load(
+        mean_ptr + columns, mask=mask, other=0.0, cache_modifier=".cg"
+    )  # so that nothing cancels
     total = tl.zeros_like(columns).to(tl.float32)
     for start in range(0, parts, BLOCK):
         part = start + tl.arange(0, BLOCK)
@@ -48,8 +51,8 @@ def merge_moments(
         offsets = part[:, None] * stride + columns[None, :]
         count = tl.minimum(rows - part * rows_per_part, rows_per_part).to(tl.float32)
         own = tl.load(mean_ptr + offsets, mask=inside, other=0.0, cache_modifier=".cg")
-        total += tl.sum(own * count[:, None], axis=0)
-    mean = total / rows
+        total += tl.sum(tl.where(inside, (own - origin[None, :]) * count[:, None], 0.0), axis=0)
+    mean = origin + total / rows
     squares = tl.zeros_like(columns).to(tl.float32)
     for start in range(0, parts, BLOCK):
         part = start + tl.arange(0, BLOCK)
@@ -58,6 +61,6 @@ def merge_moments(
         count = tl.minimum(rows - part * rows_per_part, rows_per_part).to(tl.float32)
         own = tl.load(mean_ptr + offsets, mask=inside, other=0.0, cache_modifier=".cg")
         within = tl.load(square_ptr + offsets, mask=inside, other=0.0, cache_modifier=".cg")
-        between = tl.where(inside, count[:, None] * (own - mean[None, :]) * (own - mean[None, :]), 0.0)
-        squares += tl.sum(within + between, axis=0)
+        between = count[:, None] * (own - mean[None, :]) * (own - mean[None, :])
+        squares += tl.sum(tl.where(inside, within + between, 0.0), axis=0)
     return mean, squares / rows

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
+
+os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")  # its default until 3.9, which asks to say so
 
 try:
     import triton

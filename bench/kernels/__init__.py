@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
@@ -43,12 +42,12 @@ def main(argv: Sequence[str]) -> None:
             raise ConfigError(f"--ops holds {name!r}; allowed: {', '.join(OPERATIONS)}")
     if options.calls < 3:
         raise ConfigError(f"--calls is {options.calls}; allowed: at least 3")
-    if device.type == "cpu":
-        os.environ["TRITON_INTERPRET"] = "1"  # before the kernels are defined
     modules = {name: importlib.import_module(f"bench.kernels.{name}") for name in names}
     wrong = [name for name, module in modules.items() if not _is_correct(name, module, device)]
     if device.type == "cpu":
-        print("A CPU: Triton's interpreter says nothing about speed. Correctness only.")
+        print(
+            "A CPU, by Triton's interpreter, whose speed says nothing: correctness is all that is measured."
+        )
     else:
         _measure({n: m for n, m in modules.items() if n not in wrong}, device, options.calls, options.output)
     if wrong:

@@ -99,8 +99,16 @@ def batch_norm_act(
 
 
 def channels_last(x: Tensor) -> Tensor:
-    """x [N, C] contiguous, x [N, C, H, W] in channels_last; a copy if it is not so."""
+    """An activation [N, C] contiguous, [N, C, H, W] in channels_last: itself, or a copy."""
     return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x.contiguous()
+
+
+def count_updates(
+    running_mean: Tensor | None, running_var: Tensor | None, training: bool, tracked_group: int
+) -> None:
+    """Tell autograd that the running statistics changed: an evaluation's backward may still need them."""
+    if training and tracked_group >= 0 and running_mean is not None and running_var is not None:
+        torch.autograd.graph.increment_version((running_mean, running_var))
 
 
 def check_arguments(
@@ -179,6 +187,8 @@ def _forward_kernels(
     x = channels_last(x)
     residual = None if residual is None else channels_last(residual)
     if not training:
+        assert running_mean is not None
+        assert running_var is not None
         y = fused.normalize(x, running_mean, running_var, weight, bias, residual, False, eps, relu, 1)
         return y, weight.new_empty(0), weight.new_empty(0)
     tracked = (running_mean, running_var) if tracked_group >= 0 else (None, None)
@@ -278,6 +288,7 @@ class _BatchNormAct(torch.autograd.Function):
                 tracked_group,
             )
         ctx.mark_non_differentiable(mean, rstd)
+        count_updates(running_mean, running_var, training, tracked_group)
         moments = (mean, rstd) if training else (running_mean, running_var)
         ctx.save_for_backward(x, y if relu and residual is not None else None, *moments, weight, bias)
         ctx.options = (training, eps, relu, groups)
@@ -297,8 +308,8 @@ class _BatchNormAct(torch.autograd.Function):
 
 _backward = register(
     "batch_norm_act_backward",
-    "(Tensor grad, Tensor x, Tensor? y, Tensor mean, Tensor spread, Tensor weight, Tensor bias, bool training, "
-    "float eps, bool relu, int groups) -> (Tensor, Tensor, Tensor, Tensor)",
+    "(Tensor grad, Tensor x, Tensor? y, Tensor mean, Tensor spread, Tensor weight, Tensor bias, "
+    "bool training, float eps, bool relu, int groups) -> (Tensor, Tensor, Tensor, Tensor)",
     _backward_kernels,
     _backward_fake,
 )

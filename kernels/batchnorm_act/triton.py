@@ -1,7 +1,7 @@
 """Triton kernels of batch norm + residual addition + ReLU, and their launches.
 
-An activation is seen as rows of C channels: M = N*H*W rows in G groups of `rows` = M/G each. A program handles
-a run of a group's rows and a block of channels; passes over the same rows share one partition of them
+An activation is seen as rows of C channels: M = N*H*W rows in G groups of `rows` = M/G each. A program
+handles a run of a group's rows and a block of channels; passes over the same rows share one partition of them
 (`Layout`). Sums over rows are taken in two steps: each program's part of it, then the last program adds the
 parts in their order, so that two runs agree to the bit. All arithmetic is in float32.
 """
@@ -21,11 +21,12 @@ from ..runtime import counters, launch
 
 WARPS = 8
 _ONE_INPUT, _TWO_INPUTS = 4, 2
-"""16-byte loads of each input that a thread has in flight: the size of a pass's tile."""
+"""16-byte loads of each input that a thread has in flight in a pass over so many inputs: a tile's size.
 
-_FORWARD_PER_SM, _BACKWARD_PER_SM = 3, 2
-"""Programs of a pass that sums: all resident at once, at up to 80 and 128 registers per thread."""
+A thread's loads are of different rows, which it adds up before it does the rest of the arithmetic (`fold`).
+"""
 
+_PROGRAMS_PER_SM = 2  # of a pass that sums: all resident at once, at up to 128 registers per thread
 _CHUNK_TILES = 4  # tiles per program of an elementwise pass: parameters are loaded once for all of them
 
 
@@ -58,10 +59,6 @@ class Layout(NamedTuple):
     def elementwise_grid(self, chunk: int) -> tuple[int, int, int]:
         """Programs of a pass without sums: `chunk` rows of a part each."""
         return self.parts * _ceil(self.rows_per_part, chunk), self.channel_blocks, self.groups
-
-    def tile(self, x: Tensor, loads: int) -> int:
-        """Rows of a tile of so many 16-byte loads per thread."""
-        return loads * WARPS * 32 * 16 // x.element_size() // self.block
 
 
 @triton.jit
@@ -102,6 +99,13 @@ def last_rows_first(rows, rows_per_part, parts, CHUNK: tl.constexpr):
     chunk = tl.num_programs(0) // parts - 1 - program // parts
     first = part * rows_per_part + chunk * CHUNK
     return first, tl.minimum(tl.minimum(first + CHUNK, (part + 1) * rows_per_part), rows)
+
+
+@triton.jit
+def average_in(pointers, value, momentum, mask):
+    """Move running averages towards a value."""
+    kept = tl.load(pointers, mask=mask, other=0.0)
+    tl.store(pointers, kept + momentum * (value - kept), mask=mask)
 
 
 @triton.jit(do_not_specialize=["rows", "rows_per_part", "tracked_group"])
@@ -165,15 +169,10 @@ def statistics_kernel(
         mean += shift
         tl.store(mean_ptr + group * C + columns, mean, mask=inside)
         tl.store(rstd_ptr + group * C + columns, inverse_deviation(variance, eps), mask=inside)
-        if running_mean_ptr is not None:
+        if running_mean_ptr is not None:  # noqa: SIM102 - joined, Triton would compile the loads from None
             if group == tracked_group:
-                unbiased = variance * (rows / (rows - 1.0))
-                kept = tl.load(running_mean_ptr + columns, mask=inside, other=0.0)
-                kept += momentum * (mean - kept)
-                tl.store(running_mean_ptr + columns, kept, mask=inside)
-                kept = tl.load(running_var_ptr + columns, mask=inside, other=0.0)
-                kept += momentum * (unbiased - kept)
-                tl.store(running_var_ptr + columns, kept, mask=inside)
+                average_in(running_mean_ptr + columns, mean, momentum, inside)
+                average_in(running_var_ptr + columns, variance * (rows / (rows - 1.0)), momentum, inside)
 
 
 @triton.jit(do_not_specialize=["rows", "rows_per_part", "parts"])
@@ -196,7 +195,7 @@ def apply_kernel(
     RELU: tl.constexpr,
     TRAINING: tl.constexpr,
 ):
-    """y = relu((x - mean) * rstd * weight + bias + residual)."""
+    """Output y = relu((x - mean) * rstd * weight + bias + residual)."""
     first, stop = last_rows_first(rows, rows_per_part, parts, CHUNK)
     group = tl.program_id(2)
     columns = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
@@ -246,7 +245,7 @@ def gradient_sums_kernel(
     RELU: tl.constexpr,
     TRAINING: tl.constexpr,
 ):
-    """Sums over rows of g and of g * xhat, [2, G, C]; over groups too: the gradients of bias and weight.
+    """Sums over rows of g and of g * xhat [2, G, C]; of those over groups: the gradients of bias and weight.
 
     g is the gradient where the ReLU let through: where y is positive, or, without y, where the normalized x
     is. With y, g is stored too. Parts [2, G, parts, C]: each program's sums.
@@ -288,8 +287,8 @@ def gradient_sums_kernel(
         grad_weight = tl.zeros([BLOCK_C], tl.float32)
         for index in range(groups):
             of_group = part_ptr + index * parts * C
-            sum_g = add_parts(of_group, parts, columns, inside, C, BLOCK_R
-            sum_gx = add_parts(of_group + groups * parts * C, parts, columns, inside, C, BLOCK_R
+            sum_g = add_parts(of_group, parts, columns, inside, C, BLOCK_R)
+            sum_gx = add_parts(of_group + groups * parts * C, parts, columns, inside, C, BLOCK_R)
             tl.store(sums_ptr + index * C + columns, sum_g, mask=inside)
             tl.store(sums_ptr + (groups + index) * C + columns, sum_gx, mask=inside)
             grad_bias += sum_g
@@ -300,7 +299,18 @@ def gradient_sums_kernel(
 
 @triton.jit
 def load_gradient_terms(
-    mean_ptr, spread_ptr, weight_ptr, sums_ptr, columns, mask, group, groups, rows, eps, C, TRAINING: tl.constexpr
+    mean_ptr,
+    spread_ptr,
+    weight_ptr,
+    sums_ptr,
+    columns,
+    mask,
+    group,
+    groups,
+    rows,
+    eps,
+    C,
+    TRAINING: tl.constexpr,
 ):
     """Mean, scale, a and b [BLOCK_C] of the input's gradient: scale * (g - a - (x - mean) * b)."""
     at = group * C
@@ -361,16 +371,25 @@ def input_gradient_kernel(
         base += BLOCK_R * C
 
 
-def layout(x: Tensor, groups: int, per_sm: int) -> Layout:
-    """How so many programs per multiprocessor share an activation [N, C] or [N, C, H, W]."""
+def layout(x: Tensor, groups: int) -> Layout:
+    """How programs share an activation [N, C] or [N, C, H, W]; only its sizes and dtype matter."""
     channels = x.shape[1]
-    rows = x.numel() // channels // groups
+    return _layout(x.numel() // channels // groups, channels, groups, x.element_size(), x.device)
+
+
+@cache
+def _layout(rows: int, channels: int, groups: int, itemsize: int, device: torch.device) -> Layout:
     block = min(128, triton.next_power_of_2(channels))
     channel_blocks = _ceil(channels, block)
-    wanted = max(1, per_sm * _multiprocessors(x.device) // (channel_blocks * groups))
-    tile = _ONE_INPUT * WARPS * 32 * 16 // x.element_size() // block
+    wanted = max(1, _PROGRAMS_PER_SM * _multiprocessors(device) // (channel_blocks * groups))
+    tile = tile_rows(block, itemsize, _ONE_INPUT)
     rows_per_part = _ceil(_ceil(rows, tile), wanted) * tile
     return Layout(rows, channels, groups, block, channel_blocks, _ceil(rows, rows_per_part), rows_per_part)
+
+
+def tile_rows(block: int, itemsize: int, loads: int) -> int:
+    """Rows of a tile of `block` channels, of so many 16-byte loads per thread."""
+    return loads * WARPS * 32 * 16 // itemsize // block
 
 
 def statistics(
@@ -393,7 +412,7 @@ def statistics(
         momentum: weight of the new value.
         tracked_group: index of that group.
     """
-    shared = layout(x, groups, _FORWARD_PER_SM)
+    shared = layout(x, groups)
     mean, rstd = (x.new_empty(groups, shared.channels, dtype=torch.float32) for _ in range(2))
     launch(
         statistics_kernel,
@@ -412,7 +431,7 @@ def statistics(
         momentum,
         eps,
         C=shared.channels,
-        BLOCK_R=shared.tile(x, _ONE_INPUT),
+        BLOCK_R=tile_rows(shared.block, x.element_size(), _ONE_INPUT),
         BLOCK_C=shared.block,
         FOLD=_ONE_INPUT,
         num_warps=WARPS,
@@ -436,8 +455,8 @@ def normalize(
 
     `mean` and `spread` are [G, C] and the inverse deviation in training, else [C] and the variance.
     """
-    shared = layout(x, groups, _FORWARD_PER_SM)
-    rows = shared.tile(x, _ONE_INPUT if residual is None else _TWO_INPUTS)
+    shared = layout(x, groups)
+    rows = tile_rows(shared.block, x.element_size(), _ONE_INPUT if residual is None else _TWO_INPUTS)
     y = torch.empty_like(x)
     launch(
         apply_kernel,
@@ -496,7 +515,7 @@ def gradient_sums(
     Returns:
         g (empty without y); the sums [2, G, C]; the gradients of weight and bias [C].
     """
-    shared = layout(x, groups, _BACKWARD_PER_SM)
+    shared = layout(x, groups)
     masked = torch.empty_like(grad) if y is not None else grad.new_empty(0)
     sums = x.new_empty(2, groups, shared.channels, dtype=torch.float32)
     grad_weight, grad_bias = torch.empty_like(weight), torch.empty_like(bias)
@@ -521,12 +540,13 @@ def gradient_sums(
         shared.rows_per_part,
         eps,
         C=shared.channels,
-        BLOCK_R=shared.tile(x, _TWO_INPUTS),
+        BLOCK_R=tile_rows(shared.block, x.element_size(), _TWO_INPUTS),
         BLOCK_C=shared.block,
         FOLD=_TWO_INPUTS,
         RELU=relu,
         TRAINING=training,
         num_warps=WARPS,
+        maxnreg=128,  # ptxas, left to itself, takes 80 and spills some
     )
     return masked, sums, grad_weight, grad_bias
 
@@ -545,8 +565,8 @@ def input_gradient(
     groups: int,
 ) -> Tensor:
     """The input's gradient from `gradient_sums`; with `mask` the ReLU's is taken into account; one launch."""
-    shared = layout(x, groups, _BACKWARD_PER_SM)
-    rows = shared.tile(x, _TWO_INPUTS)
+    shared = layout(x, groups)
+    rows = tile_rows(shared.block, x.element_size(), _TWO_INPUTS)
     grad_x = torch.empty_like(x)
     launch(
         input_gradient_kernel,

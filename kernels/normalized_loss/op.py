@@ -7,12 +7,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 
 from .. import runtime
 from . import reference
 from .checks import Normalization, Options, Supervision, check_tensors
 from .reference import StimulativeLoss
+
+FIELDS = 8
+"""Numbers per row of logits that the forward keeps for the backward, in `rows` [B, K + 1, 8] float32:
+maximum; scale over temperature; log of the sum of exponentials; shift; factor of (x - shift) in the gradient;
+and of the teacher: maximum, scale over temperature, log-sum (where targets teach: their sum comes first)."""
 
 IN_TRITON = ("kl", "ce_teacher", "ce_target")
 """Supervisions that have kernels; the others run the reference."""
@@ -101,7 +106,7 @@ def _fake_forward(
         main.new_empty((), dtype=torch.float32),
         main.new_empty(rows, dtype=torch.float32),
         main.new_empty(2, dtype=torch.int64),
-        main.new_empty(images, rows, 8, dtype=torch.float32),
+        main.new_empty(images, rows, FIELDS, dtype=torch.float32),
     )
 
 

@@ -6,8 +6,8 @@ Subnets come as tuples of pointers, so that nobody stacks them. The forward keep
 its last program adds the row losses up. The backward recomputes the softmaxes from them: this moves fewer
 bytes than gradients stored by the forward, and rounds a gradient once, after any loss scale.
 
-Softmaxes do not see a shift, so normalization is one factor: z - max(z) = (x - maximum) * scale. Since the
-gradient dz of each loss here sums to 0 over a row, dx = scale * (dz - (x - shift) * pull * sum(dz * (x - shift))).
+Softmaxes do not see a shift, so normalization is one factor: z - max(z) = (x - maximum) * scale. Since each
+loss's dz sums to 0 over a row, dx = scale * (dz - (x - shift) * pull * sum(dz * (x - shift))).
 """
 
 from __future__ import annotations
@@ -24,15 +24,11 @@ from torch import Tensor
 from .. import runtime
 from ..reduction import add_parts, is_last_program
 from .checks import Options
+from .op import FIELDS
 from .reference import EPS
 
 LARGEST_ROW = 4096
 """Classes up to which a row is read once: with 8192, one block's registers would fill a multiprocessor."""
-
-FIELDS = 8
-"""Numbers per row that the forward keeps for the backward, in `rows` [B, K + 1, 8] float32: maximum; scale over
-temperature; log of the sum of exponentials; shift; factor of (x - shift) in the gradient; and of the teacher:
-maximum, scale over temperature, log-sum (where the targets teach: their sum in the first of the three)."""
 
 _LOOP_BLOCK = 2048  # columns of a long row at a time, and of a program of the backward at most
 _FIELDS = tl.constexpr(FIELDS)
@@ -88,12 +84,19 @@ def target_block(ptr, label, smoothing, start, SOFT: tl.constexpr, C: tl.constex
 
 
 @triton.jit
-def read_target(target_ptr, b, stride, smoothing, SOFT: tl.constexpr, C: tl.constexpr, BLOCK: tl.constexpr):
-    """Of one image: pointer to its target, label (of soft targets the likeliest class), sum of the target."""
+def pick_target(target_ptr, b, stride, SOFT: tl.constexpr, ALIGN: tl.constexpr):
+    """Pointer to one image's soft target, and 0; or some pointer, and the image's label."""
     if SOFT:
-        ptr = target_ptr + b * stride
+        return tl.multiple_of(target_ptr + b * stride, ALIGN), 0
+    else:
+        return target_ptr, tl.load(target_ptr + b)
+
+
+@triton.jit
+def read_target(ptr, label, smoothing, SOFT: tl.constexpr, C: tl.constexpr, BLOCK: tl.constexpr):
+    """Of one image: label (of a soft target the likeliest class), and sum of the target."""
+    if SOFT:
         total = tl.zeros([BLOCK], tl.float32)
-        label = 0
         best = float("-inf")
         for start in range(0, C, BLOCK):
             share = load_block(ptr, start, C, BLOCK)
@@ -102,15 +105,13 @@ def read_target(target_ptr, b, stride, smoothing, SOFT: tl.constexpr, C: tl.cons
             own, where = tl.max(tl.where(inside, share, float("-inf")), axis=0, return_indices=True)
             label = tl.where(own > best, start + where, label)
             best = tl.maximum(own, best)
-        return ptr, label, (1.0 - smoothing) * tl.sum(total) + smoothing
+        return label, (1.0 - smoothing) * tl.sum(total) + smoothing
     else:
-        return target_ptr, tl.load(target_ptr + b), 1.0
+        return label, 1.0
 
 
 @triton.jit
-def normalization(
-    first, ptr, amplitude, raw, NORMALIZE: tl.constexpr, C: tl.constexpr, BLOCK: tl.constexpr
-):
+def normalization(first, ptr, amplitude, raw, NORMALIZE: tl.constexpr, C: tl.constexpr, BLOCK: tl.constexpr):
     """Of one row: maximum, scale, shift, pull (see the module); `raw`: it is not to be normalized after all.
 
     The variance is taken around the first block's mean: for a short row that is the two-pass formula.
@@ -156,7 +157,7 @@ def log_sum_exp(first, ptr, maximum, scale, C: tl.constexpr, BLOCK: tl.constexpr
 
 @triton.jit
 def classes_above(first, ptr, label, C: tl.constexpr, BLOCK: tl.constexpr):
-    """Classes with a logit not at most the label's, a NaN counted five times: no label is among the best then."""
+    """Classes with a logit not at most the label's; a NaN counts five times: then nothing is a hit."""
     own = tl.load(ptr + label, mask=(label >= 0) & (label < C), other=float("nan")).to(tl.float32)
     above = tl.zeros([BLOCK], tl.int32)
     for start in range(0, C, BLOCK):
@@ -252,13 +253,16 @@ def normalized_loss_fwd_kernel(
         tl.store(row_ptr + 6, sharpness)
         tl.store(row_ptr + 7, teacher_log_sum)
     else:
-        own_ptr, label, target_sum = read_target(target_ptr, b, target_stride, smoothing, SOFT, C, BLOCK)
+        own_ptr, label = pick_target(target_ptr, b, target_stride, SOFT, ALIGN)
+        label, target_sum = read_target(own_ptr, label, smoothing, SOFT, C, BLOCK)
         loss, projection = follow_targets(
             first, ptr, maximum, scale, log_sum, shift,
             own_ptr, label, target_sum, smoothing,
             SOFT, C, BLOCK,
         )  # fmt: skip
         tl.store(row_ptr + 5, target_sum)
+        tl.store(row_ptr + 6, 0.0)
+        tl.store(row_ptr + 7, 0.0)
         if j == 0:
             above = classes_above(first, ptr, label, C, BLOCK)
             tl.store(part_ptr + K + 1, (above < 1).to(tl.float32))
@@ -307,12 +311,7 @@ def normalized_loss_bwd_kernel(
         dz -= tl.exp((y - tl.load(row_ptr + 5)) * tl.load(row_ptr + 6) - tl.load(row_ptr + 7))
         factor *= temperature * temperature
     else:
-        own_ptr = target_ptr
-        label = 0
-        if SOFT:
-            own_ptr = target_ptr + b * target_stride
-        else:
-            label = tl.load(target_ptr + b)
+        own_ptr, label = pick_target(target_ptr, b, target_stride, SOFT, ALIGN)
         t = target_block(own_ptr, label, smoothing, start, SOFT, C, BLOCK)
         dz = dz * tl.load(row_ptr + 5) - t
     dx = factor * (dz - (x - tl.load(row_ptr + 3)) * tl.load(row_ptr + 4))
@@ -334,7 +333,7 @@ def forward(
         options: supervision `kl`, `ce_teacher` or `ce_target`.
 
     Returns:
-        Total, float32 scalar; main and subnet losses, float32 [K + 1]; hits, int64 [2]; `rows` for `backward`.
+        Total, float32 scalar; main and subnet losses, float32 [K + 1]; hits, int64 [2]; `rows`.
     """
     (images, classes), count, device = main.shape, len(subnets), main.device
     total = torch.empty((), dtype=torch.float32, device=device)
@@ -373,6 +372,7 @@ def forward(
         COLUMNS=columns,
         ALIGN=alignment,
         num_warps=warps,
+        maxnreg=None if classes <= LARGEST_ROW else 80,  # three blocks of the loop on a multiprocessor
     )
     return total, losses, hits, rows
 
@@ -425,14 +425,14 @@ def backward(
 
 
 def _inputs(main: Tensor, subnets: Sequence[Tensor], targets: Tensor) -> tuple[tuple[Any, ...], int]:
-    """The tensors, then their row strides, as the kernels take them; bytes that divide each logits row's address."""
+    """The tensors, then their row strides, as the kernels take them; bytes that divide each row's address."""
     main, *students = (_with_dense_rows(logits) for logits in (main, *subnets))
     targets = _with_dense_rows(targets) if targets.ndim == 2 else targets.contiguous()
-    strides = tuple(logits.stride(0) for logits in students)
-    size = main.element_size()
-    addresses = (number for logits in (main, *students) for number in (logits.data_ptr(), size * logits.stride(0)))
-    tensors = (main, tuple(students), targets)
-    return (*tensors, main.stride(0), strides, targets.stride(0)), gcd(16, *addresses)
+    alignment = 16
+    for rows in (main, *students, *([targets] if targets.ndim == 2 else [])):
+        alignment = gcd(alignment, rows.data_ptr(), rows.stride(0) * rows.element_size())
+    strides = main.stride(0), tuple(logits.stride(0) for logits in students), targets.stride(0)
+    return (main, tuple(students), targets, *strides), alignment
 
 
 def _with_dense_rows(tensor: Tensor) -> Tensor:

@@ -1,18 +1,27 @@
-"""The reference of the stimulative loss: against formulas in NumPy, gradcheck, floors, options, refusals."""
+"""The stimulative loss: its reference against formulas in NumPy, its Triton kernels against the reference."""
 
 from __future__ import annotations
 
+import importlib
+import itertools
+import random
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from fasttrain.kernels.normalized_loss import stimulative_loss
+from bench.kernels.case import Check
+from bench.kernels.normalized_loss import Inputs, checks, compare
+from fasttrain.kernels import runtime
+from fasttrain.kernels.normalized_loss import StimulativeLoss, implementation, stimulative_loss
+from fasttrain.kernels.normalized_loss.checks import Options
 
 NORMALIZATIONS = ("layer_norm", "l2", "none")
-SUPERVISIONS = ("kl", "ce_teacher", "ce_target")
+SUPERVISIONS = ("kl", "ce_teacher", "ce_target", "dkd", "mse")
+DEVICE = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
 
 
 def tensors(
@@ -39,17 +48,29 @@ def by_hand(
     def log_softmax(z: np.ndarray) -> np.ndarray:
         return z - np.log(np.exp(z).sum(1, keepdims=True))
 
-    rows = np.arange(len(main))
+    def cross_entropy(z: np.ndarray) -> float:
+        smooth = options["label_smoothing"]
+        return (-(smooth / classes + (1 - smooth) * one_hot) * log_softmax(z)).sum(1).mean()
+
+    def kl(p: np.ndarray, q: np.ndarray) -> float:
+        return (p * np.log(p / q)).sum(1).mean()
+
+    classes = main.shape[1]
+    one_hot = np.eye(classes)[targets]
     teacher, t = normalized(main), options["temperature"]
-    main_loss = -log_softmax(teacher if options["normalize_main"] else main)[rows, targets].mean()
+    main_loss = cross_entropy(teacher if options["normalize_main"] else main)
     if options["supervision"] == "kl":
-        p, log_q = np.exp(log_softmax(teacher / t)), log_softmax(normalized(student) / t)
-        subnet = (p * (np.log(p) - log_q)).sum(1).mean() * t * t
-    elif options["supervision"] == "ce_teacher":
-        subnet = -(np.exp(log_softmax(teacher)) * log_softmax(normalized(student))).sum(1).mean()
-    else:
-        subnet = -log_softmax(normalized(student))[rows, targets].mean()
-    return main_loss, subnet
+        return main_loss, t * t * kl(*(np.exp(log_softmax(z / t)) for z in (teacher, normalized(student))))
+    p, q = (np.exp(log_softmax(z)) for z in (teacher, normalized(student)))
+    if options["supervision"] == "ce_teacher":
+        return main_loss, -(p * np.log(q)).sum(1).mean()
+    if options["supervision"] == "dkd":
+        pairs = [np.stack([(a * one_hot).sum(1), (a * (1 - one_hot)).sum(1)], 1) for a in (p, q)]
+        others = [a[one_hot == 0].reshape(-1, classes - 1) for a in (p, q)]
+        return main_loss, kl(*pairs) + kl(*(a / a.sum(1, keepdims=True) for a in others))
+    if options["supervision"] == "mse":
+        return main_loss, ((p - q) ** 2).mean()
+    return main_loss, cross_entropy(normalized(student))
 
 
 @pytest.mark.parametrize("normalize", NORMALIZATIONS)
@@ -63,6 +84,7 @@ def test_values_follow_the_equations(normalize: str, supervision: str, normalize
         "normalize_main": normalize_main,
         "amplitude": 1.7,
         "temperature": 2.5,
+        "label_smoothing": 0.2,
     }
     weights = [1.0, 0.5, 2.0]
     loss = stimulative_loss(main, subnets, targets, weights=weights, main_weight=0.7, **options)
@@ -159,5 +181,332 @@ def test_what_does_not_fit_is_refused() -> None:
         stimulative_loss(main[0], [], targets, weights=[])
     with pytest.raises(ValueError, match="allowed: layer_norm, l2, none"):
         stimulative_loss(main, [], targets, weights=[], normalize="batch")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="allowed: kl, ce_teacher, ce_target"):
-        stimulative_loss(main, subnets, targets, weights=[1.0] * 3, supervision="mse")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="allowed: kl, ce_teacher, ce_target, dkd, mse"):
+        stimulative_loss(main, subnets, targets, weights=[1.0] * 3, supervision="cosine")  # type: ignore[arg-type]
+    refused: list[tuple[dict[str, Any], str]] = [
+        ({"temperature": 0.0}, "temperature is 0.0; allowed: finite, above 0"),
+        ({"amplitude": -1.0}, "amplitude is -1.0"),
+        ({"label_smoothing": 1.5}, "label_smoothing is 1.5; allowed: 0 to 1"),
+        ({"kernels": "cuda"}, "kernels is 'cuda'; allowed: triton, reference"),
+    ]
+    for options, message in refused:
+        with pytest.raises(ValueError, match=message):
+            stimulative_loss(main, [], targets, weights=[], **options)
+
+
+@pytest.mark.parametrize("kernels", ["reference", "triton"])
+def test_tensors_that_do_not_fit_are_refused(kernels: runtime.Kernels) -> None:
+    main, student = torch.randn(2, 4, 3, device=DEVICE)
+    targets = torch.tensor([0, 1, 2, 0], device=DEVICE)
+    for logits, students, of, message in (
+        (main[:0], [], targets[:0], r"\(0, 3\); allowed: \[B, C\], B and C at least 1"),
+        (main, [student.half()], targets, "subnet logits are torch.float16"),
+        (main, [student.to("meta")], targets, "on meta; the main network's are torch.float32"),
+        (main, student, targets, "4 subnets"),
+        (main, torch.randn(1, 4, 2, device=DEVICE), targets, r"shape \(4, 2\)"),
+        (
+            main,
+            [],
+            targets.int(),
+            r"targets are torch.int32 of shape \(4,\); allowed: class indices, int64 \[4\]",
+        ),
+        (main, [], targets[:3], r"or probabilities, floating point \[4, 3\]"),
+        (main, [], targets.to("meta"), "targets are on meta"),
+        (main, [], targets + 1, "targets are 1 to 3; allowed: 0 to 2"),
+        (main, [], targets - 100, "targets are -100 to -98"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            stimulative_loss(
+                logits, students, of, weights=[1.0] * (students is not student and len(students)),
+                kernels=kernels, check_targets=True,
+            )  # fmt: skip
+    with pytest.raises(ValueError, match=r"main logits are torch\.int64"):
+        stimulative_loss(main.long(), [], targets, weights=[])
+    with pytest.raises(ValueError, match="supervision is 'dkd', targets have shape"):
+        stimulative_loss(main, [], main.softmax(1), weights=[], supervision="dkd")
+    with pytest.raises(ValueError, match="kernels='reference' takes others"):
+        stimulative_loss(main.double(), [], targets, weights=[], kernels="triton")
+
+
+@pytest.mark.parametrize("kernels", ["reference", "triton"])
+def test_hits_count_strictly_larger_logits(kernels: runtime.Kernels) -> None:
+    def hits(main: torch.Tensor, targets: torch.Tensor) -> list[int]:
+        return stimulative_loss(main, [], targets, weights=[], kernels=kernels).hits.tolist()
+
+    main = torch.tensor([[3.0, 3.0, 1.0, 0.0, -1.0, -2.0, -3.0]] * 5, device=DEVICE)
+    main[4, 6] = float("nan")
+    targets = torch.tensor([0, 1, 4, 5, 0], device=DEVICE)  # a tie is a hit; fifth; sixth; a NaN in the row
+    assert hits(main, targets) == [2, 3]
+    assert hits(main, torch.nn.functional.one_hot(targets, 7).float()) == [2, 3]
+    assert hits(main[:3, :3], targets[:3] % 3) == [3, 3]
+    assert hits(torch.tensor([[0.0, float("nan")]], device=DEVICE), targets[:1]) == [0, 0]
+
+
+@pytest.mark.usefixtures("poisoned_memory")
+@pytest.mark.parametrize("check", checks(DEVICE), ids=lambda check: check.label)
+def test_the_checks_of_the_bench_hold(check: Check) -> None:
+    for comparison in check.compare():
+        comparison.check()
+
+
+@pytest.mark.usefixtures("poisoned_memory")
+@pytest.mark.parametrize(
+    ("images", "classes", "subnets"),
+    [(1, 1, 1), (1, 2, 0), (3, 7, 1), (5, 10, 5), (1, 1000, 8), (3, 1001, 2), (2, 4096, 1), (1, 8192, 1)],
+)
+def test_odd_sizes(images: int, classes: int, subnets: int) -> None:
+    for comparison in compare(Inputs.draw(images, classes, subnets, device=DEVICE)):
+        comparison.check()
+
+
+CHOICES: dict[str, tuple[Any, ...]] = {
+    "supervision": ("kl", "ce_teacher", "ce_target"),
+    "normalize": NORMALIZATIONS,
+    "dtype": (torch.float32, torch.float16, torch.bfloat16),
+    "normalize_main": (True, False),
+    "amplitude": (1.0, 5.0),
+    "temperature": (1.0, 4.0),
+    "main_weight": (1.0, 0.3),
+    "label_smoothing": (0.0, 0.1),
+    "soft": (False, True),
+    "subnets": (0, 2, 3),
+    "classes": (37, 4100),
+    "grad": (1.0, 65536.0),
+}
+
+
+def pairs_of_options() -> list[dict[str, Any]]:
+    """Settings in which every two options meet with each of their values."""
+
+    def pairs(setting: dict[str, Any]) -> set[tuple[tuple[str, Any], tuple[str, Any]]]:
+        return set(itertools.combinations(setting.items(), 2))
+
+    generator = random.Random(0)
+    missing = {
+        ((a, x), (b, y))
+        for a, b in itertools.combinations(CHOICES, 2)
+        for x in CHOICES[a]
+        for y in CHOICES[b]
+    }
+    settings: list[dict[str, Any]] = []
+    while missing:
+        sampled = [{name: generator.choice(values) for name, values in CHOICES.items()} for _ in range(50)]
+        settings.append(max(sampled, key=lambda setting: len(pairs(setting) & missing)))
+        missing -= pairs(settings[-1])
+    return settings
+
+
+@pytest.mark.usefixtures("poisoned_memory")
+@pytest.mark.parametrize("setting", pairs_of_options(), ids=str)
+def test_options_in_pairs(setting: dict[str, Any]) -> None:
+    options = dict(setting)
+    size = 2, options.pop("classes"), options.pop("subnets")
+    inputs = Inputs.draw(*size, dtype=options.pop("dtype"), soft=options.pop("soft"), device=DEVICE)
+    for comparison in compare(inputs, **options):
+        comparison.check()
+
+
+def run(inputs: Inputs, **options: Any) -> list[torch.Tensor]:
+    """Losses, hits and gradients of the Triton operation."""
+    main, *students = inputs.logits
+    weights = [0.5] * len(students)
+    loss = stimulative_loss(main, students, inputs.targets, weights=weights, kernels="triton", **options)
+    return [*loss, *torch.autograd.grad(loss.total, inputs.logits)]
+
+
+@pytest.mark.parametrize("classes", [40, 4100])
+def test_rows_may_lie_apart_and_subnets_in_one_tensor(classes: int) -> None:
+    inputs = Inputs.draw(3, classes, 2, soft=True, device=DEVICE)
+    expected = run(inputs, supervision="ce_target")
+    wide = [torch.zeros(3, classes + pad, device=DEVICE)[:, :classes] for pad in (1, 24, 3, 8)]
+    for view, rows in zip(wide, [*inputs.logits, inputs.targets], strict=True):
+        view.copy_(rows.detach())
+    apart = Inputs([view.requires_grad_() for view in wide[:3]], wide[3])
+    main, *students = (rows.detach().t().contiguous().t() for rows in inputs.logits)  # columns contiguous
+    columns = Inputs([rows.requires_grad_() for rows in (main, *students)], inputs.targets)
+    for other in (apart, columns):
+        for out, own in zip(run(other, supervision="ce_target"), expected, strict=True):
+            torch.testing.assert_close(out, own, rtol=0, atol=0)
+    stacked = torch.stack([rows.detach() for rows in inputs.logits[1:]]).requires_grad_()
+    loss = stimulative_loss(
+        inputs.logits[0], stacked, inputs.targets,
+        weights=[0.5] * 2, supervision="ce_target", kernels="triton",
+    )  # fmt: skip
+    (gradient,) = torch.autograd.grad(loss.total, stacked)
+    torch.testing.assert_close(gradient, torch.stack(expected[-2:]), rtol=0, atol=0)
+
+
+@pytest.mark.filterwarnings("ignore:.*encountered:RuntimeWarning")  # NumPy's, in the interpreter
+@pytest.mark.parametrize("normalize", NORMALIZATIONS)
+@pytest.mark.parametrize("supervision", ["kl", "ce_target"])
+def test_infinite_rows_give_nan_and_leave_others_alone(normalize: str, supervision: str) -> None:
+    for bad in (float("inf"), float("-inf"), float("nan")):
+        inputs = Inputs.draw(3, 20, 1, device=DEVICE)
+        with torch.no_grad():
+            for rows in inputs.logits:
+                rows[1] = bad
+        options = {"normalize": normalize, "supervision": supervision}
+        total, main, students, _, *gradients = run(inputs, **options)
+        assert all(loss.isnan().all() for loss in (total, main, students))
+        for gradient in gradients:
+            assert gradient[1].isnan().all()
+            assert gradient[::2].isfinite().all()
+        with torch.no_grad():
+            inputs.logits[0][1] = 0.0
+            inputs.logits[1][1, 1:] = 0.0  # now one logit of the student alone
+        student = run(inputs, **options)[2]
+        expected = stimulative_loss(
+            inputs.logits[0],
+            inputs.logits[1:],
+            inputs.targets,
+            weights=[0.5],
+            **options,  # type: ignore[arg-type]
+        ).subnets
+        torch.testing.assert_close(student, expected, equal_nan=True)
+
+
+@pytest.mark.parametrize("normalize", NORMALIZATIONS)
+def test_large_half_precision_logits_stay_finite_in_triton(normalize: str) -> None:
+    extreme = torch.tensor([[60000.0, -60000.0, 0.0]] * 2, dtype=torch.float16, device=DEVICE)
+    inputs = Inputs(
+        [extreme.requires_grad_(), (-extreme.detach()).requires_grad_()], torch.tensor([1, 0]).to(DEVICE)
+    )
+    assert all(out.isfinite().all() for out in run(inputs, normalize=normalize))
+    for comparison in compare(inputs, normalize=normalize):
+        comparison.check()
+
+
+@pytest.mark.filterwarnings("ignore:.*encountered:RuntimeWarning")
+def test_labels_out_of_range_read_nothing_and_give_nan() -> None:
+    """Below the public face, which refuses them on a CPU."""
+    inputs = Inputs.draw(3, 7, 1, device=DEVICE)
+    targets = torch.tensor([0, 10**12, -100], device=DEVICE)
+    total, losses, hits, _ = operation()(*arguments(inputs._replace(targets=targets)))
+    assert total.isnan()
+    assert losses[0].isnan()
+    assert losses[1].isfinite()
+    assert 0 <= hits[0] <= hits[1] <= 1
+    gradient = torch.autograd.grad(total, inputs.logits[0])[0]
+    assert gradient[1:].isnan().all()
+    assert gradient[0].isfinite().all()
+
+
+def operation() -> Any:
+    return torch.ops.fasttrain.normalized_loss.default
+
+
+def arguments(inputs: Inputs, supervision: str = "kl", normalize: str = "layer_norm") -> tuple[Any, ...]:
+    main, *students = inputs.logits
+    weights = [1.0 + k for k in range(len(students))]
+    return main, students, inputs.targets, weights, supervision, normalize, True, 1.0, 2.0, 1.0, 0.1
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # opcheck's own
+@pytest.mark.parametrize(("subnets", "soft"), [(0, False), (2, True)])
+def test_opcheck(subnets: int, soft: bool) -> None:
+    torch.library.opcheck(operation(), arguments(Inputs.draw(3, 20, subnets, soft=soft, device=DEVICE)))
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+def test_opcheck_of_the_backward_and_of_stacked_subnets() -> None:
+    inputs = Inputs.draw(3, 20, 2, device=DEVICE)
+    main, students, *others = arguments(inputs)
+    stacked = torch.stack(students).detach().requires_grad_()
+    torch.library.opcheck(operation(), (main, [stacked], *others))
+    plain = [rows.detach() for rows in inputs.logits]
+    rows = operation()(plain[0], plain[1:], *others)[3]
+    targets, *options = others
+    backward = torch.ops.fasttrain.normalized_loss_backward.default
+    torch.library.opcheck(
+        backward, (torch.ones((), device=DEVICE), plain[0], plain[1:], targets, rows, *options)
+    )
+
+
+def test_a_compiled_caller_sees_one_operation(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtime, "runs_triton", lambda device: True)  # Dynamo cannot read the real switch
+    graphs: list[torch.fx.GraphModule] = []
+
+    def keep(graph: torch.fx.GraphModule, _: list[torch.Tensor]) -> Callable[..., Any]:
+        graphs.append(graph)
+        return graph.forward
+
+    def total(main: torch.Tensor, student: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return stimulative_loss(main, [student], targets, weights=[1.0], kernels="triton").total
+
+    inputs = Inputs.draw(3, 20, 1, device=DEVICE)
+    main, student = inputs.logits
+    compiled = torch.compile(total, backend=keep, fullgraph=True)(main, student, inputs.targets)
+    gradients = torch.autograd.grad(compiled, inputs.logits)
+    plain = total(main, student, inputs.targets)
+    torch.testing.assert_close(compiled, plain, rtol=0, atol=0)
+    torch.testing.assert_close(gradients, torch.autograd.grad(plain, inputs.logits), rtol=0, atol=0)
+    (graph,) = graphs
+    assert [node.target for node in graph.graph.nodes if "fasttrain" in str(node.target)] == [operation()]
+
+
+class Recorder(TorchDispatchMode):
+    """Names of the operations that run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.append(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("classes", [1000, 8192, 21841])
+@pytest.mark.parametrize("subnets", [0, 6])
+def test_one_launch_forward_and_one_backward(
+    monkeypatch: pytest.MonkeyPatch, classes: int, subnets: int
+) -> None:
+    """And nothing else but allocations and views; kernels are not run here."""
+    launched: list[str] = []
+    monkeypatch.setattr(runtime, "launch", lambda kernel, *_, **__: launched.append(kernel.__name__))
+    inputs = Inputs.draw(2, classes, subnets, soft=True, device=DEVICE)  # a CPU's labels are looked at
+    run(inputs)
+    launched.clear()
+    with Recorder() as outside:
+        run(inputs)
+    assert launched == ["normalized_loss_fwd_kernel", "normalized_loss_bwd_kernel"]
+    views = {"detach", "select", "slice", "unbind", "ones_like", "alias", "view"}  # ones: autograd.grad's own
+    assert set(outside.names) - views == {"normalized_loss", "normalized_loss_backward"}
+    main, students, targets, *options = arguments(inputs)
+    with Recorder() as inside, torch.no_grad():
+        kernels = importlib.import_module("fasttrain.kernels.normalized_loss.triton")
+        weights, settings = options[0], Options(*options[1:])
+        rows = kernels.forward(main, students, targets, weights, settings)[3]
+        kernels.backward(rows.new_empty(()), main, students, targets, rows, weights, settings)
+    assert set(inside.names) <= {"empty", "new_empty"}
+
+
+def test_two_runs_are_equal_and_the_counter_is_zero_again() -> None:
+    inputs = Inputs.draw(5, 100, 3, dtype=torch.bfloat16, device=DEVICE)
+    for one, other in zip(run(inputs), run(inputs), strict=True):
+        assert torch.equal(one, other)
+    assert not runtime.counters(inputs.targets.device, 1).any()
+
+
+def test_only_the_total_is_differentiable_and_only_if_asked() -> None:
+    def loss(main: torch.Tensor, student: torch.Tensor) -> StimulativeLoss:
+        return stimulative_loss(main, [student], inputs.targets, weights=[1.0], kernels="triton")
+
+    inputs = Inputs.draw(2, 9, 1, device=DEVICE)
+    main, student = inputs.logits
+    assert [out.requires_grad for out in loss(main, student)] == [True, False, False, False]
+    with torch.no_grad():
+        assert not loss(main, student).total.requires_grad
+    loss(main.detach(), student).total.backward()
+    assert student.grad is not None
+
+
+def test_what_has_no_kernel_runs_the_reference() -> None:
+    main = torch.randn(2, 5, device=DEVICE)
+    assert implementation("triton", "kl", main) == "triton"
+    assert implementation("triton", "dkd", main) == "reference"
+    assert implementation("triton", "mse", main) == "reference"
+    assert implementation("reference", "kl", main) == "reference"
+    for supervision in ("dkd", "mse"):
+        for comparison in compare(Inputs.draw(3, 9, 2, device=DEVICE), supervision=supervision):
+            comparison.check()
