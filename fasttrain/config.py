@@ -167,8 +167,11 @@ class Method:
     """Sides that the subnets' inputs are drawn from, pixels; empty with subnet_inputs=full."""
     sizes_per_step: int = 1
     """R, the sizes drawn per step with subnet_inputs=downscaled; the subnets are dealt over them."""
-    supervision: Literal["kl", "ce_teacher", "ce_target"] = "kl"
-    """What a subnet learns from: KL to the main output (papers); cross-entropy to it; or to the target."""
+    supervision: Literal["kl", "ce_teacher", "ce_target", "dkd", "mse"] = "kl"
+    """What a subnet learns from: KL to the main output (papers); cross-entropy to it; or to the target;
+    decoupled distillation (Zhao et al. 2022) from it; or squared differences of the probabilities."""
+    label_smoothing: float = 0.0
+    """Share of each target spread over all classes."""
     normalize: Literal["layer_norm", "l2", "none"] = "none"
     """Normalization of the logits before the losses: layer_norm (KL-, published code), l2 (KL-, ST++
     equation 6) or none (plain KL)."""
@@ -215,6 +218,7 @@ class Method:
             self.draws,
             "coupled only with subnet_inputs full or downscaled",
         )
+        _check_range("method.label_smoothing", self.label_smoothing, 0, 1)
         _check_positive("method.amplitude", self.amplitude)
         _check_positive("method.temperature", self.temperature)
         _check_range("method.main_weight", self.main_weight, 0)

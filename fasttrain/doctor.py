@@ -10,7 +10,7 @@ import torch
 
 from . import nvidia_apex
 from .config import Run
-from .hardware import choose_device, choose_precision, describe
+from .hardware import choose_device, choose_precision, describe, triton_fault
 
 
 def report() -> Iterator[tuple[str, str]]:
@@ -30,6 +30,7 @@ def report() -> Iterator[tuple[str, str]]:
     yield "NVML", _nvml()
     yield "apex", nvidia_apex.found()
     device = choose_device("auto")
+    yield "Triton's kernels", triton_fault(device) or "right"
     yield "chosen here", describe(device, choose_precision("auto", device), Run().tf32)
 
 

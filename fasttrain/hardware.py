@@ -65,32 +65,32 @@ def choose_precision(setting: str, device: torch.device) -> Precision:
 
 
 def choose_kernels(setting: str, device: torch.device) -> Kernels:
-    """Implementation of the loss: `run.kernels`, or for `auto` Triton on CUDA.
+    """Implementation of the loss: `run.kernels`, or for `auto` Triton on a GPU where its kernels hold.
 
     Raises:
-        ConfigError: Triton where it does not run.
+        ConfigError: Triton where it does not run, or not right.
     """
-    if setting == "triton" and not runs_triton(device):
-        raise ConfigError(f"run.kernels is 'triton'; allowed here: auto, reference ({_NO_TRITON})")
+    if setting == "triton" and triton_fault(device):
+        raise ConfigError(f"run.kernels is 'triton'; allowed here: auto, reference ({triton_fault(device)})")
     if setting == "auto":
-        return "triton" if device.type == "cuda" and runs_triton(device) else "reference"
+        return "triton" if device.type == "cuda" and not triton_fault(device) else "reference"
     return cast(Kernels, setting)
 
 
 def choose_batch_norm(setting: str, device: torch.device, precision: Precision, channels_last: bool) -> str:
-    """`model.batch_norm`, or for `auto` Triton on CUDA with channels_last, else torch.
+    """`model.batch_norm`, or for `auto` Triton with channels_last on a GPU where it holds, else torch.
 
     Raises:
         ConfigError: an implementation that the device, precision or memory format does not allow.
     """
     if setting == "auto":
-        fused = device.type == "cuda" and runs_triton(device) and channels_last
+        fused = device.type == "cuda" and channels_last and not triton_fault(device)
         return "triton" if fused else "torch"
     if setting in ("torch", "reference"):
         return setting
     name = f"model.batch_norm is {setting!r}; allowed here: auto, torch, reference"
-    if setting == "triton" and not runs_triton(device):
-        raise ConfigError(f"{name} ({_NO_TRITON})")
+    if setting == "triton" and triton_fault(device):
+        raise ConfigError(f"{name} ({triton_fault(device)})")
     if setting == "apex" and (device.type != "cuda" or precision.name != "fp16"):
         raise ConfigError(f"{name} (apex needs a GPU and run.precision fp16)")
     if not channels_last:
@@ -98,7 +98,15 @@ def choose_batch_norm(setting: str, device: torch.device, precision: Precision, 
     return setting
 
 
-_NO_TRITON = "Triton runs on GPUs, and on a CPU under TRITON_INTERPRET=1 for tests"
+def triton_fault(device: torch.device) -> str:
+    """Why Triton's kernels cannot be used on a device; empty if they can. On a GPU they are tried, once."""
+    if not runs_triton(device):
+        return "Triton runs on GPUs, and on a CPU under TRITON_INTERPRET=1 for tests"
+    if device.type == "cpu":
+        return ""
+    from .kernels.verify import fault
+
+    return fault(device)
 
 
 def cpu_has_bf16() -> bool:

@@ -38,7 +38,15 @@ from .evaluation import (
     evaluate_subnets,
     use_statistics,
 )
-from .hardware import choose_batch_norm, choose_kernels, choose_precision, configure_backends, describe
+from .hardware import (
+    choose_batch_norm,
+    choose_kernels,
+    choose_precision,
+    configure_backends,
+    describe,
+    triton_fault,
+)
+from .kernels.normalized_loss import IN_TRITON
 from .models import FusedBatchNorm, StagedNetwork, batch_norms
 from .optim import choose_impl
 from .pipelines.loader import EvalLoader
@@ -356,6 +364,8 @@ class Trainer:
             f"global batch {config.run.batch}, {self.loader.steps_per_epoch} steps per epoch"
         )
         self.log.line(self._implementations())
+        if self.process.device.type == "cuda" and triton_fault(self.process.device):
+            self.log.line(f"warning: Triton's kernels are left out: {triton_fault(self.process.device)}")
         own = config.run.batch // self.process.world
         meant = config.run.batch_norm_batch
         if meant and own != meant:
@@ -372,9 +382,11 @@ class Trainer:
         batch_norm = choose_batch_norm(
             config.model.batch_norm, device, self.precision, config.run.channels_last
         )
+        has_kernel = config.method.name == "common" or config.method.supervision in IN_TRITON
+        loss = choose_kernels(config.run.kernels, device) if has_kernel else "reference"
         count = f" ({len(fused)} of {len(norms)} fused)" if fused else ""
         return (
-            f"kernels: loss {choose_kernels(config.run.kernels, device)}, batch norm {batch_norm}{count}, "
+            f"kernels: loss {loss}, batch norm {batch_norm}{count}, "
             f"SGD {choose_impl(config.optim.impl, device)}"
         )
 

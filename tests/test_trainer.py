@@ -292,3 +292,24 @@ def test_a_resume_on_a_data_set_that_changed_is_refused(images: Path, tmp_path: 
     changes = {"data": {"train": str(tmp_path / "fewer")}, "run": {"resume": True}}
     with pytest.raises(CheckpointError, match="an epoch has 2 steps"):
         train(configure(images, tmp_path, **changes))
+
+
+def test_kernels_train_as_plain_pytorch_does(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two steps with fused operations (by the interpreter on a CPU), chosen by configuration and logged."""
+    losses = []
+    for name, kernels, batch_norm in (("plain", "reference", "torch"), ("fused", "triton", "triton")):
+        sections = {
+            "run": {"name": name, "kernels": kernels, "max_steps": 2, "log_every": 1},
+            "model": {"batch_norm": batch_norm},
+            "evaluation": {"subnets": 0},
+            "data": {"val": ""},
+        }
+        train(configure(images, tmp_path, **sections))
+        lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
+        losses.append([line["loss"] for line in map(json.loads, lines) if "loss" in line])
+    assert losses[1][:2] == pytest.approx(losses[0][:2], rel=1e-4)
+    out = capsys.readouterr().out
+    assert "kernels: loss reference, batch norm torch, SGD foreach" in out
+    assert "kernels: loss triton, batch norm triton (19 of 19 fused), SGD foreach" in out

@@ -15,6 +15,8 @@ from ..methods import Stimulative
 from ..models import StagedNetwork
 from ..subnets import Draw, ordered_subnet
 
+_SUPERVISION = {"default": "kl", "CE": "ce_teacher", "CE_target": "ce_target", "DKD": "dkd", "MSE": "mse"}
+
 
 @dataclass(frozen=True, slots=True)
 class Replay:
@@ -96,7 +98,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--kl_rcos", action="store_true")
     parser.add_argument("--sampling_begin_epoch", type=int, default=0)
     parser.add_argument("--multi_Snet", type=int, default=1)
-    parser.add_argument("--st_loss", choices=("default", "CE", "CE_target"), default="default")
+    parser.add_argument("--st_loss", choices=tuple(_SUPERVISION), default="default")
     parser.add_argument("--norm_kd", action="store_true")
     parser.add_argument("--norm_kd_type", choices=("default", "v2"), default="default")
     parser.add_argument("--amplitude", type=float, default=1.0)
@@ -122,7 +124,7 @@ def _method(flags: argparse.Namespace) -> Method:
         space=flags.sample_space,
         subnet_inputs="cascaded" if flags.Snet_Dtrans else "full",
         sizes=tuple(range(smallest, flags.train_crop_size + 1)) if flags.Snet_Dtrans else (),
-        supervision={"default": "kl", "CE": "ce_teacher", "CE_target": "ce_target"}[flags.st_loss],  # type: ignore[arg-type]
+        supervision=_SUPERVISION[flags.st_loss],  # type: ignore[arg-type]
         normalize=normalization if flags.norm_kd else "none",
         amplitude=flags.amplitude,
         temperature=flags.Temp,

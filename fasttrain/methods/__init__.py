@@ -17,7 +17,7 @@ def build_method(config: Config, network: StagedNetwork, kernels: Kernels = "ref
         ConfigError: a sampling space that does not fit the network.
     """
     if config.method.name == "common":
-        return Common(network.full, kernels)
+        return Common(network.full, label_smoothing=config.method.label_smoothing, kernels=kernels)
     return Stimulative(
         config.method,
         network.full,

@@ -15,9 +15,15 @@ from .method import Plan
 class Common:
     """Cross-entropy of the main network alone."""
 
-    def __init__(self, full: Subnet, kernels: Kernels = "reference") -> None:
-        """`full`: the main network as a subnet of itself; `kernels`: implementation of the loss."""
-        self.tree, self.kernels = PrefixTree([full]), kernels
+    def __init__(self, full: Subnet, *, label_smoothing: float = 0.0, kernels: Kernels = "reference") -> None:
+        """Set up for one network.
+
+        Args:
+            full: the main network as a subnet of itself.
+            label_smoothing: share of each target spread over all classes.
+            kernels: implementation of the loss.
+        """
+        self.tree, self.label_smoothing, self.kernels = PrefixTree([full]), label_smoothing, kernels
 
     def plan(self, images: Tensor, small: Sequence[Tensor], *, epoch: int, step: int) -> Plan:
         """The main network on the full-size batch."""
@@ -25,4 +31,12 @@ class Common:
 
     def loss(self, logits: Sequence[Sequence[Tensor]], plan: Plan, targets: Tensor) -> StimulativeLoss:
         """Cross-entropy, as a stimulative loss without subnets."""
-        return stimulative_loss(logits[0][0], [], targets, weights=[], normalize="none", kernels=self.kernels)
+        return stimulative_loss(
+            logits[0][0],
+            [],
+            targets,
+            weights=[],
+            normalize="none",
+            label_smoothing=self.label_smoothing,
+            kernels=self.kernels,
+        )

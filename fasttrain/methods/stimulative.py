@@ -124,5 +124,6 @@ class Stimulative:
             amplitude=options.amplitude,
             temperature=options.temperature,
             main_weight=options.main_weight if plan.trains_main else 0.0,
+            label_smoothing=options.label_smoothing,
             kernels=self.kernels,
         )

@@ -152,7 +152,7 @@ def test_nothing_but_allocations_besides_the_launches(monkeypatch: pytest.Monkey
     runtime.counters(DEVICE, 1)
     with _Operations() as operations:
         for residual, training in product([given.residual, None], [True, False]):
-            arguments = (*parameters, *running, residual, training, 0.1, 1e-5, True, 2, 0)
+            arguments = (*parameters, *running, residual, None, None, training, 0.1, 1e-5, True, 2, 0)
             y = op._forward_kernels(given.x, *arguments)[0]
             saved = None if residual is None else y
             spread = moments if training else running
@@ -200,7 +200,7 @@ def test_opcheck(training: bool, residual: bool) -> None:
     given |= leaves(given)
     names = ("x", "weight", "bias", "running_mean", "running_var", "residual")
     tensors = [given[name] for name in names]
-    torch.library.opcheck(OPERATION, (*tensors, training, 0.1, 1e-5, True, 2, 0))
+    torch.library.opcheck(OPERATION, (*tensors, None, None, training, 0.1, 1e-5, True, 2, 0))
 
 
 @pytest.mark.parametrize(("training", "residual"), [*product([True, False], repeat=2)])

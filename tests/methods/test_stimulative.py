@@ -11,7 +11,8 @@ import torchvision.transforms.functional as tvf
 
 from fasttrain.config import Method
 from fasttrain.errors import ConfigError
-from fasttrain.methods import Common, Stimulative
+from fasttrain.kernels.normalized_loss import stimulative_loss
+from fasttrain.methods import Common, Plan, Stimulative
 from fasttrain.methods.inputs import cascade, deal
 from fasttrain.subnets import PrefixTree
 from tests.networks import tiny_images, tiny_resnet
@@ -153,3 +154,24 @@ def test_options_that_exclude_each_other_are_refused() -> None:
     ):
         with pytest.raises(ConfigError, match="allowed"):
             Method(**options)
+
+
+@pytest.mark.parametrize(
+    "options", [{"label_smoothing": 0.2}, {"supervision": "dkd"}, {"supervision": "mse"}, {"amplitude": 2.0}]
+)
+def test_options_reach_the_loss(options: dict[str, Any]) -> None:
+    logits = [[torch.randn(4, 7, dtype=torch.float64) for _ in range(2)]]
+    targets = torch.arange(4)
+    plan = Plan((tiny_images(4, 32),), (), places=((0, 1),), weights=(0.5,))
+    loss = method(subnets=1, normalize="layer_norm", **options).loss(logits, plan, targets)
+    expected = stimulative_loss(logits[0][0], logits[0][1:], targets, weights=[0.5], **options)
+    torch.testing.assert_close(loss.total, expected.total, rtol=0, atol=0)
+    assert loss.total != method(subnets=1, normalize="layer_norm").loss(logits, plan, targets).total
+
+
+def test_common_training_smooths_labels() -> None:
+    full = tiny_resnet(LAYERS).full
+    logits, targets = torch.randn(4, 7, dtype=torch.float64), torch.arange(4)
+    loss = Common(full, label_smoothing=0.1).loss([[logits]], Plan((), ()), targets)
+    expected = torch.nn.functional.cross_entropy(logits, targets, label_smoothing=0.1)
+    torch.testing.assert_close(loss.total, expected)
