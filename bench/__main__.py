@@ -17,6 +17,10 @@ from fasttrain.errors import INTERRUPTED, ConfigError, OutOfMemoryError, RunErro
 COMMANDS = {
     "step": "one training step: seconds, FLOPs and memory of CT, ST, ST++ and the published code",
     "kernels": "each fused operation: correctness, then speed and memory against plain PyTorch (GPU)",
+    "walk": "evaluating all subnets of a space in one walk, or one by one",
+    "data": "images per second out of the training pipeline",
+    "suite": "all of these, correctness first, in a given time",
+    "report": "the README's tables from bench/results",
 }
 """Command to what it measures; `bench.<command>.main(argv)` runs it."""
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import gc
 import json
+import math
 import os
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,31 +22,6 @@ from fasttrain.errors import ConfigError
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler's own notices are not the bench's
 
 PRECISIONS = ("auto", "bf16", "fp16", "fp32")
-_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-class Amp:
-    """Autocast and gradient scaling of one precision on one device; fp32 does neither."""
-
-    def __init__(self, device: torch.device, precision: str) -> None:
-        """`precision`: bf16, fp16 or fp32."""
-        self.device, self.precision = device, precision
-        self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
-
-    def autocast(self) -> AbstractContextManager[Any]:
-        """The region in which the forward pass and the loss run."""
-        if self.precision == "fp32":
-            return nullcontext()
-        return torch.autocast(self.device.type, _DTYPES[self.precision])
-
-    def backward(self, loss: Tensor) -> None:
-        """Gradients of a loss, scaled where the precision needs it."""
-        self.scaler.scale(loss).backward()
-
-    def step(self, optimizer: torch.optim.Optimizer) -> None:
-        """The optimizer's step on unscaled gradients."""
-        self.scaler.step(optimizer)
-        self.scaler.update()
 
 
 def choose_device(name: str) -> torch.device:
@@ -110,7 +84,45 @@ def storage_bytes(tensors: Iterable[Tensor]) -> int:
     return sum(storages.values())
 
 
-def peak_bytes(device: torch.device, call: Callable[[], object], state: Iterable[Tensor]) -> tuple[int, int]:
+def launches(call: Callable[[], object]) -> int:
+    """Kernels, copies and fills that one call puts on the GPU."""
+    torch.cuda.synchronize()
+    with profile(activities=[ProfilerActivity.CUDA]) as profiler:
+        call()
+        torch.cuda.synchronize()
+    return sum(event.device_type == torch.autograd.DeviceType.CUDA for event in profiler.events())
+
+
+def energy(device: torch.device, call: Callable[[], object], least: float = 2.0) -> tuple[float, float, int]:
+    """Joules that a GPU takes for a call repeated for at least so many seconds; the seconds; the calls.
+
+    Its counter moves every 20 to 100 milliseconds. NaN joules where there is no counter.
+    """
+    read = _energy_counter(device)
+    synchronize(device)
+    before, begin, calls = read(), time.perf_counter(), 0
+    while (elapsed := time.perf_counter() - begin) < least:
+        call()
+        synchronize(device)
+        calls += 1
+    return read() - before, elapsed, calls
+
+
+def _energy_counter(device: torch.device) -> Callable[[], float]:
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+        handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
+        pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)
+    except Exception:  # no package, driver or counter: time is measured all the same
+        return lambda: math.nan
+    return lambda: pynvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1000
+
+
+def peak_bytes(
+    device: torch.device, call: Callable[[], object], state: Iterable[Tensor] = ()
+) -> tuple[int, int]:
     """Peak memory of one call, and what of it lived before.
 
     On a GPU all that its allocator holds counts; on a CPU `state` and all that the call allocates through

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from fasttrain import config
 from fasttrain.config import IMAGENET_MEAN, IMAGENET_STD
+from fasttrain.errors import ConfigError
 from fasttrain.methods import Common, Plan, Stimulative
 from fasttrain.models import StagedNetwork
 from fasttrain.randomness import draw_sizes
 from fasttrain.recipes.imagenet import FAST_SIZES, FAST_SIZES_CROP
+from fasttrain.step import TrainStep
 from fasttrain.subnets import Draw, OrderedSpace, Subnet, depths_of
 
 from . import naive
-from .measure import Amp
+from .variants import VARIANTS, Variant
 
 
 def default_sizes(crop: int) -> tuple[int, ...]:
@@ -82,8 +84,13 @@ def _cascaded(setup: Setup) -> config.Method:
     return _downscaled(setup, subnet_inputs="cascaded", sizes=naive.sizes(setup.crop))
 
 
+def _common(setup: Setup) -> config.Method:
+    return config.Method(name="common", subnets=0)
+
+
 MODES: dict[str, Callable[[Setup], config.Method]] = {
-    "ct": lambda setup: config.Method(name="common", subnets=0),
+    "ct": _common,
+    "timm": _common,
     "naive": _cascaded,
     "stpp-r1": lambda setup: _downscaled(setup, sizes_per_step=1),
     "stpp-r2": lambda setup: _downscaled(setup, sizes_per_step=2),
@@ -91,34 +98,37 @@ MODES: dict[str, Callable[[Setup], config.Method]] = {
     "stpp-rk": lambda setup: _downscaled(setup, sizes_per_step=setup.subnets),
     "stpp-coupled": lambda setup: _downscaled(setup, draws="coupled"),
     "stpp-cascaded": _cascaded,
+    "stpp-split": lambda setup: _downscaled(setup, backward="split"),
     "st": lambda setup: config.Method(subnets=1),
+    "st-split": lambda setup: config.Method(subnets=1, backward="split"),
     "st-k": lambda setup: config.Method(subnets=setup.subnets, space=setup.space),
 }
-"""Name to method: `ct` common training; `naive` the published code's own step; `stpp-r*` ST++ with so many
-downscaled sizes per step (`rk`: one per subnet); `stpp-coupled` coupled draws, one size; `stpp-cascaded` the
-published inputs through our code; `st` one full-size subnet of the default space; `st-k` K full-size ones."""
+"""Name to method: `ct` common training; `timm` the same with timm's own model and a plain step; `naive` the
+published code's own step; `stpp-r*` ST++ with so many downscaled sizes per step (`rk`: one per subnet);
+`stpp-coupled` coupled draws, one size; `stpp-cascaded` the published inputs through our code; `st` one
+full-size subnet of the default space; `st-k` K full-size ones; `*-split` main network and subnets in passes
+of their own. A variant may follow (see `bench.variants`): `ct:plain`."""
 
 
 class Mode:
-    """One kind of training step, by our code.
+    """One kind of training step, by our code, executed in one way.
 
     Attributes:
-        name: its key in `MODES`.
-        options: the method's configuration.
+        name: its key in `MODES`, and its variant's after a colon unless that is the mode's own.
         setup: what all modes share.
-        published: whether the published code's way of running it is measured.
+        options: the method's configuration.
+        variant: how it is executed.
     """
 
-    published = False
-
-    def __init__(self, name: str, setup: Setup, network: StagedNetwork) -> None:
+    def __init__(self, name: str, variant: Variant, setup: Setup, network: StagedNetwork) -> None:
         """For one network.
 
         Raises:
             ConfigError: options that do not fit each other or the network.
         """
-        self.name, self.setup, self.options = name, setup, MODES[name](setup)
-        self.common = Common(network.full)
+        self.name, self.variant, self.setup = name, variant, setup
+        self.options = MODES[name.partition(":")[0]](setup)
+        self.common = Common(network.full, kernels=variant.kernels)
         self.method = Stimulative(
             self.options,
             network.full,
@@ -127,6 +137,7 @@ class Mode:
             epochs=1,
             mean=IMAGENET_MEAN,
             std=IMAGENET_STD,
+            kernels=variant.kernels,
         )
 
     @property
@@ -150,7 +161,9 @@ class Mode:
         options, full = self.options, self.method.full
         count = options.subnets
         sides = tuple(sorted(set(options.sizes), reverse=True)[: options.sizes_per_step])
-        trees = [prefixes(full)] if options.subnet_inputs == "full" else [set() for _ in sides]
+        trees: list[set[Subnet]] = [set() for _ in sides]
+        if options.subnet_inputs == "full":
+            trees = [prefixes(full) if options.backward == "joint" else set()]
         if options.subnet_inputs == "cascaded":
             sides, trees = sides[:1] * count, [set() for _ in range(count)]
         if options.draws == "coupled":
@@ -170,29 +183,28 @@ class Mode:
             return self.common.plan(batch.images, (), epoch=0, step=0)
         return self.method.assemble(batch.images, batch.small, draw, epoch=0)
 
-    def forward_backward(self, network: StagedNetwork, batch: Batch, draw: Draw, amp: Amp) -> Tensor:
+    def backward(self, step: TrainStep, batch: Batch, draw: Draw) -> Tensor:
         """Forward, loss and backward, as the trainer runs them; the loss, detached."""
-        with amp.autocast():
-            plan = self.plan(batch, draw)
-            logits = network.forward_trees(plan.inputs, plan.trees)
-            loss = (self.common if self.options.name == "common" else self.method).loss(
-                logits, plan, batch.targets
-            )
-        amp.backward(loss.total)
-        return loss.total.detach()
+        method = self.common if self.options.name == "common" else self.method
+        reduce = None if self.options.backward == "joint" else _keep
+        own = dataclasses.replace(step, method=method, reduce=reduce)
+        return own.backward(self.plan(batch, draw), batch.targets).total
 
     def block_calls(self, batch: Batch, draw: Draw) -> int:
         """Residual blocks that a step runs."""
         return self.plan(batch, draw).block_calls
 
 
+def _keep(parameters: Iterable[nn.Parameter]) -> None:
+    """One process's gradients are their own mean."""
+
+
 class Naive(Mode):
     """The published code's step (see `bench.naive`), on the same draws."""
 
-    published = True
-
-    def forward_backward(self, network: StagedNetwork, batch: Batch, draw: Draw, amp: Amp) -> Tensor:
-        """One pass after the other, in float32 whatever `amp` says; the sum of the losses, detached."""
+    def backward(self, step: TrainStep, batch: Batch, draw: Draw) -> Tensor:
+        """One pass after the other, in float32; the sum of the losses, detached."""
+        network = network_of(step)
         depths = [depths_of(subnet, len(network.depths)) for subnet in draw.subnets]
         return naive.forward_backward(network, batch.images, batch.targets, depths, draw.sizes)
 
@@ -201,9 +213,42 @@ class Naive(Mode):
         return sum(map(len, (self.method.full, *draw.subnets)))
 
 
-def build_mode(name: str, setup: Setup, network: StagedNetwork) -> Mode:
-    """The mode called `name`."""
-    return (Naive if name == "naive" else Mode)(name, setup, network)
+class Timm(Mode):
+    """Common training as timm's users do it: its own model, autocast, cross-entropy."""
+
+    def backward(self, step: TrainStep, batch: Batch, draw: Draw) -> Tensor:
+        """Forward, loss and backward; the loss, detached."""
+        with step.precision.autocast():
+            loss = F.cross_entropy(step.forward(batch.images), batch.targets)
+        step.scaler.scale(loss).backward()
+        return loss.detach()
+
+
+_CLASSES = {"naive": Naive, "timm": Timm}
+_OWN_VARIANTS = {"naive": "published", "timm": "plain"}
+
+
+def build_mode(name: str, setup: Setup, network: StagedNetwork, device: torch.device, precision: str) -> Mode:
+    """The mode called `name`, such as `ct` or `ct:plain`; `precision` holds unless its variant has its own.
+
+    Raises:
+        ConfigError: an unknown name, or a variant that the device or the network does not allow.
+    """
+    mode, _, variant = name.partition(":")
+    if mode not in MODES:
+        raise ConfigError(f"--modes holds {name!r}; allowed: {', '.join(MODES)}")
+    variant = variant or _OWN_VARIANTS.get(mode, "ours")
+    if variant not in VARIANTS or (mode == "naive" and variant != "published"):
+        allowed = ", ".join(VARIANTS) if mode != "naive" else "published"
+        raise ConfigError(f"--modes holds {name!r}; allowed after the colon: {allowed}")
+    return _CLASSES.get(mode, Mode)(name, VARIANTS[variant](device, precision), setup, network)
+
+
+def network_of(step: TrainStep) -> StagedNetwork:
+    """The network that a step trains."""
+    network = step.forward.network
+    assert isinstance(network, StagedNetwork)
+    return network
 
 
 def downscale(images: Tensor, side: int) -> Tensor:
@@ -252,8 +297,8 @@ def _full_except(space: OrderedSpace, subnet: Subnet, varied: int) -> bool:
 
 def tree_key(mode: Mode, batch: Batch, draw: Draw) -> tuple[object, ...]:
     """What a step's FLOPs depend on: two steps with equal keys run the same operations."""
-    if mode.published:
-        return ("published", draw.subnets, draw.sizes)
+    if isinstance(mode, Naive):
+        return ("naive", draw.subnets, draw.sizes)
     plan = mode.plan(batch, draw)
     return tuple(
         (tuple(x.shape), tree.nodes, frozenset(tree.leaves))

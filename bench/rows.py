@@ -23,6 +23,7 @@ PLACE = ("device", "threads", "driver", "power_limit_w", "torch", "python", "dat
 STEP_COLUMNS = (
     *("bench", "mode", "metric", "value", "unit", "draw"),
     *("model", "crop", "batch", "subnets", "space", "sizes", "precision", "memory_format"),
+    *("batch_norm", "kernels", "compile"),
     *PLACE,
 )
 """Of `step`; what does not apply is left empty."""
@@ -45,7 +46,7 @@ class Rows:
         """Start a file.
 
         Args:
-            path: of the file; an older one of the same columns is replaced.
+            path: of the file; an older one of a benchmark is replaced.
             columns: of the file.
             common: values of columns that all rows share.
 
@@ -61,7 +62,7 @@ class Rows:
             raise ConfigError(f"--output is {path}: {error.strerror}") from None
         if path.is_dir():
             raise ConfigError(f"--output is {path}, a folder; allowed: a file's name")
-        if path.exists() and not path.read_text(errors="replace").startswith(",".join(columns)):
+        if path.exists() and not path.read_text(errors="replace").startswith("bench,"):
             raise ConfigError(
                 f"--output is {path}, which holds something else; allowed: a new file or a bench's"
             )

@@ -8,29 +8,34 @@ from __future__ import annotations
 
 import argparse
 import copy
+import dataclasses
 import gc
+import itertools
 import math
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from fasttrain.config import Optim
-from fasttrain.errors import ConfigError, NonFiniteError
-from fasttrain.models import StagedNetwork, create_model
-from fasttrain.optim import build_optimizer
+from fasttrain.errors import ConfigError
+from fasttrain.models import ResNet, StagedNetwork, TreeForward, create_model
 from fasttrain.subnets import Draw
 
 from . import measure
 from .arguments import Parser
-from .measure import Amp
-from .modes import MODES, Batch, Mode, Setup, build_mode, default_sizes, tree_key
+from .modes import MODES, Batch, Mode, Setup, Timm, build_mode, default_sizes, tree_key
 from .rows import STEP_COLUMNS, Rows, default_output, environment
 from .summary import summarize, table
+from .trainee import Trainee, train_step, trainee_key
+from .variants import VARIANTS
+
+DEFAULT_MODES = tuple(name for name in MODES if name != "timm")
+"""What is measured unless modes are named: all but timm's step, which not every network has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +46,7 @@ class Settings:
     model: str
     batch: int
     draws: int
+    minutes: float
     warmup: int
     modes: tuple[str, ...]
     precision: str
@@ -64,13 +70,16 @@ def main(argv: Sequence[str]) -> None:
 def measure_modes(settings: Settings, rows: Rows) -> None:
     """Time, count and measure every mode; write the rows and print the summary."""
     network = create_network(settings)
-    modes = [build_mode(name, settings.setup, network) for name in settings.modes]
+    modes = [create_mode(settings, name, network) for name in settings.modes]
     images, targets = synthetic_batch(settings)
-    time_modes(settings, modes, network, images, targets, rows)
+    draws = time_modes(settings, modes, network, images, targets, rows)
+    settings = dataclasses.replace(settings, draws=draws)
     if settings.flops:
         count_modes(settings, modes, network, rows)
     if settings.memory:
         measure_memory(settings, modes, network, images, targets, rows)
+    if settings.device.type == "cuda":
+        measure_power(settings, modes, network, images, targets, rows)
     if settings.device.type == "cpu":
         print("CPU timing: these numbers say nothing about a GPU.")
     print(table(summarize(rows.kept, settings.batch)))
@@ -85,10 +94,7 @@ def parse(argv: Sequence[str]) -> Settings:
     """
     options = _parser().parse_args(list(argv))
     device = measure.choose_device(options.device)
-    names = tuple(options.modes.split(",")) if options.modes else tuple(MODES)
-    for name in names:
-        if name not in MODES:
-            raise ConfigError(f"--modes holds {name!r}; allowed: {', '.join(MODES)}")
+    names = tuple(options.modes.split(",")) if options.modes else DEFAULT_MODES
     for name, least in (
         ("batch", 2),
         ("draws", 1),
@@ -109,6 +115,7 @@ def parse(argv: Sequence[str]) -> Settings:
         model=options.model,
         batch=options.batch,
         draws=options.draws,
+        minutes=options.minutes,
         warmup=options.warmup,
         modes=tuple(dict.fromkeys(names)),
         precision=measure.choose_precision(options.precision, device),
@@ -143,11 +150,15 @@ def _parser() -> argparse.ArgumentParser:
     add("--space", default="space3", help="sampling space of the modes with K subnets (%(default)s)")
     add("--sizes", default="", help="sides of downscaled batches, pixels (crop 200: 96,112,128,160,176,192)")
     add("--draws", type=int, default=24, help="consecutive draws, measured once per mode (%(default)s)")
+    add("--minutes", type=float, default=math.inf, help="start no draw after so long (default: no limit)")
     add("--warmup", type=int, default=1, help="rounds before, not counted (%(default)s)")
-    add("--modes", default="", help=f"some of {','.join(MODES)} (default: all)")
     add(
-        "--precision", choices=measure.PRECISIONS, default="auto", help="of all modes but naive (%(default)s)"
+        "--modes",
+        default="",
+        help=f"some of {','.join(MODES)} (default: all but timm), each with a variant if asked for, one of "
+        f"{','.join(VARIANTS)}, as in ct:plain",
     )
+    add("--precision", choices=measure.PRECISIONS, default="auto", help="of all but naive (%(default)s)")
     add("--memory", action="store_true", help="measure each mode's peak memory at its largest draw, too")
     add("--no-flops", action="store_true", help="do not count FLOPs (seconds per draw and mode)")
     add("--num-classes", type=int, default=1000, help="outputs of the classifier (%(default)s)")
@@ -162,48 +173,30 @@ def _common_columns(settings: Settings) -> dict[str, Any]:
     return columns | environment(settings.device)
 
 
-class Trainee:
-    """A network in training with its optimizer, in one precision and memory format."""
+def create_mode(settings: Settings, name: str, network: StagedNetwork) -> Mode:
+    """A mode as the settings want it.
 
-    def __init__(self, settings: Settings, network: StagedNetwork, *, published: bool) -> None:
-        """A copy of `network`'s weights; `published`: as the published code trains it."""
-        self.device = settings.device
+    Raises:
+        ConfigError: see `build_mode`; timm's step of a network that timm lacks.
+    """
+    mode = build_mode(name, settings.setup, network, settings.device, settings.precision)
+    if isinstance(mode, Timm) and not isinstance(network, ResNet):
+        raise ConfigError(
+            f"--modes holds {name!r}, --model is {settings.model}; allowed: a network of timm's"
+        )
+    return mode
+
+
+def create_trainee(settings: Settings, network: StagedNetwork, mode: Mode) -> Trainee:
+    """A copy of the network's weights in training, for modes that are executed like `mode`."""
+    if isinstance(mode, Timm):
+        import timm
+
+        own: nn.Module = timm.create_model(settings.model, num_classes=settings.num_classes)
+    else:
         own = create_model(settings.model, settings.num_classes)
-        own.load_state_dict(network.state_dict())
-        format_ = torch.contiguous_format if published else torch.channels_last
-        self.network = own.to(settings.device, memory_format=format_).train()  # type: ignore[call-overload]
-        self.amp = Amp(settings.device, "fp32" if published else settings.precision)
-        self.optimizer = build_optimizer(self.network.parameters(), Optim(lr=0.01), settings.device)
-
-    def step(self, mode: Mode, batch: Batch, draw: Draw) -> Tensor:
-        """One training step; the loss, detached."""
-        loss = mode.forward_backward(self.network, batch, draw, self.amp)
-        self.amp.step(self.optimizer)
-        self.optimizer.zero_grad(set_to_none=True)
-        return loss
-
-    def timed_step(self, mode: Mode, batch: Batch, draw: Draw) -> float:
-        """Seconds of one step.
-
-        Raises:
-            NonFiniteError: a loss that is not finite, on which no timing can be trusted.
-        """
-        losses: list[Tensor] = []
-        measure.use_backends(benchmark=not mode.published)
-        elapsed = measure.seconds(self.device, lambda: losses.append(self.step(mode, batch, draw)))
-        if not math.isfinite(losses[0].item()):
-            raise NonFiniteError(f"mode {mode.name}: the loss is {losses[0].item()}")
-        return elapsed
-
-    def state(self) -> list[Tensor]:
-        """What lives between two steps: weights, buffers, momentum."""
-        momentum = [
-            value
-            for entry in self.optimizer.state.values()
-            for value in entry.values()
-            if isinstance(value, Tensor)
-        ]
-        return [*self.network.parameters(), *self.network.buffers(), *momentum]
+    own.load_state_dict(network.state_dict())
+    return Trainee(own, mode, settings.device)
 
 
 def create_network(settings: Settings) -> StagedNetwork:
@@ -232,7 +225,7 @@ def synthetic_batch(settings: Settings) -> tuple[Tensor, Tensor]:
 
 def load(settings: Settings, mode: Mode, images: Tensor, targets: Tensor, draw: Draw) -> Batch:
     """A mode's batch on the device, in the memory format of the mode."""
-    format_ = torch.contiguous_format if mode.published else torch.channels_last
+    format_ = torch.channels_last if mode.variant.channels_last else torch.contiguous_format
     return mode.batch(images.to(settings.device, memory_format=format_), targets.to(settings.device), draw)
 
 
@@ -243,29 +236,31 @@ def time_modes(
     images: Tensor,
     targets: Tensor,
     rows: Rows,
-) -> None:
-    """Time every mode once per draw; rows are written after each draw."""
-    trainees = {
-        published: Trainee(settings, network, published=published)
-        for published in {mode.published for mode in modes}
-    }
+) -> int:
+    """Time every mode once per draw; rows are written after each draw. Returns how many draws there were."""
+    one_of_each = {trainee_key(mode): mode for mode in modes}
+    trainees = {key: create_trainee(settings, network, mode) for key, mode in one_of_each.items()}
 
     def timed(mode: Mode, draw: Draw) -> float:
         batch = load(settings, mode, images, targets, draw)
-        return trainees[mode.published].timed_step(mode, batch, draw)
+        return trainees[trainee_key(mode)].timed(mode, batch, draw)
 
     if settings.device.type == "cuda":
         _tune(modes, timed)
     for step in range(settings.draws, settings.draws + settings.warmup):
         for mode in modes:
             timed(mode, mode.draw(step))
+    begin = time.monotonic()
     for step in range(settings.draws):
+        if step and time.monotonic() - begin > 60 * settings.minutes:
+            return step
         _progress(f"draw {step + 1} of {settings.draws}")
         turn = step % len(modes)
         for mode in [*modes[turn:], *modes[:turn]]:
             seconds = timed(mode, mode.draw(step))
             add_row(rows, settings, mode, "seconds", seconds, "s", step)
         rows.write()
+    return settings.draws
 
 
 def _tune(modes: Sequence[Mode], timed: Callable[[Mode, Draw], float]) -> None:
@@ -273,10 +268,10 @@ def _tune(modes: Sequence[Mode], timed: Callable[[Mode, Draw], float]) -> None:
     done = set()
     for mode in modes:
         for side in mode.options.sizes:
-            if (mode.published, side) not in done:
-                _progress(f"tuning for {side} pixels")
+            if (trainee_key(mode), side) not in done:
+                _progress(f"tuning {mode.name} for {side} pixels")
                 timed(mode, Draw((mode.method.full,), (1.0,), (side,)))
-                done.add((mode.published, side))
+                done.add((trainee_key(mode), side))
 
 
 def add_row(
@@ -295,14 +290,8 @@ def add_row(
         subnets=options.subnets,
         space=options.space if options.subnets else "",
         sizes=f"{sides[0]}-{sides[-1]}" if every else " ".join(map(str, sides)),
-        precision=_precision(settings, mode),
-        memory_format="contiguous" if mode.published else "channels_last",
+        **mode.variant.columns(settings.device),
     )
-
-
-def _precision(settings: Settings, mode: Mode) -> str:
-    precision = "fp32" if mode.published else settings.precision
-    return "tf32" if precision == "fp32" and settings.device.type == "cuda" else precision
 
 
 def _progress(text: str) -> None:
@@ -330,9 +319,10 @@ def count_modes(settings: Settings, modes: Sequence[Mode], network: StagedNetwor
 
 
 def count_flops(mode: Mode, network: StagedNetwork, batch: Batch, draw: Draw) -> int:
-    """FLOPs of a step's forward and backward pass."""
-    amp = Amp(torch.device("cpu"), "fp32")
-    return measure.flops(lambda: mode.forward_backward(network, batch, draw, amp))
+    """FLOPs of a step's forward and backward pass, on a plain network of the meta device."""
+    step = train_step(TreeForward(network), mode, torch.device("cpu"), "fp32")
+    run = Mode.backward if isinstance(mode, Timm) else type(mode).backward  # timm's network is the same
+    return measure.flops(lambda: run(mode, step, batch, draw))
 
 
 def measure_memory(
@@ -346,7 +336,7 @@ def measure_memory(
     """Peak memory of each mode's largest draw, after a step that made the momentum."""
     for mode in modes:
         _progress(f"memory of {mode.name}")
-        trainee = Trainee(settings, network, published=mode.published)
+        trainee = create_trainee(settings, network, mode)
         peak, state = step_memory(settings, trainee, mode, images, targets)
         add_row(rows, settings, mode, "peak_bytes", peak, "B", "worst")
         add_row(rows, settings, mode, "state_bytes", state, "B", "worst")
@@ -355,15 +345,50 @@ def measure_memory(
         gc.collect()
 
 
+def measure_power(
+    settings: Settings,
+    modes: Sequence[Mode],
+    network: StagedNetwork,
+    images: Tensor,
+    targets: Tensor,
+    rows: Rows,
+) -> None:
+    """Energy of each mode over consecutive draws, and kernel launches of the first, on a GPU."""
+    for mode in modes:
+        _progress(f"energy and launches of {mode.name}")
+        trainee = create_trainee(settings, network, mode)
+        draws = [mode.draw(step) for step in range(settings.draws)]
+        batches = [load(settings, mode, images, targets, draw) for draw in draws]
+        joules, seconds, calls, launches = step_power(trainee, mode, batches, draws)
+        add_row(rows, settings, mode, "joules_per_image", joules / (calls * settings.batch), "J", "mean")
+        add_row(rows, settings, mode, "watts", joules / seconds, "W", "mean")
+        add_row(rows, settings, mode, "launches", launches, "kernels", 0)
+        rows.write()
+        del trainee
+        gc.collect()
+
+
+def step_power(
+    trainee: Trainee, mode: Mode, batches: Sequence[Batch], draws: Sequence[Draw]
+) -> tuple[float, float, int, int]:
+    """Joules and seconds of some number of steps, that number, and kernel launches of one."""
+    turn = itertools.cycle(zip(batches, draws, strict=True))
+    measure.use_backends(benchmark=mode.variant.tuned)
+    for _ in draws:  # each shape's algorithms are chosen before
+        trainee.train(mode, *next(turn))
+    power = measure.energy(trainee.device, lambda: trainee.train(mode, *next(turn)))
+    return *power, measure.launches(lambda: trainee.train(mode, batches[0], draws[0]))
+
+
 def step_memory(
     settings: Settings, trainee: Trainee, mode: Mode, images: Tensor, targets: Tensor
 ) -> tuple[int, int]:
     """Peak bytes of a step of the mode's largest draw, and the bytes that live before it."""
     draw = mode.worst_draw()
     batch = load(settings, mode, images, targets, draw)
-    trainee.timed_step(mode, batch, draw)
+    trainee.timed(mode, batch, draw)
     return measure.peak_bytes(
         settings.device,
-        lambda: trainee.step(mode, batch, draw),
+        lambda: trainee.train(mode, batch, draw),
         [*trainee.state(), *batch.tensors()],
     )

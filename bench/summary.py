@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 
@@ -12,18 +13,26 @@ from .rows import Row
 Values = dict[str, dict[str, list[float]]]
 
 
+_MATRIX_RATES = {"H200": 989e12, "H100": 989e12, "A100": 312e12}
+"""Dense bf16 and fp16 FLOP/s by the vendor's data sheets (SXM), by a part of the GPU's name."""
+
+
 def summarize(rows: Sequence[Row], batch: int) -> list[dict[str, str]]:
     """One line per mode: milliseconds, and ratios of means to plain training and to the published step.
+
+    MFU: FLOPs that the step ran (not those of the published step) over what the GPU's matrix units could.
 
     `less state`: the peak memory that a step adds to weights, momentum and images, over that of CT.
     """
     values: Values = defaultdict(lambda: defaultdict(list))
     for row in rows:
         values[row["mode"]][row["metric"]].append(float(row["value"]))
-    return [_line(values, mode, batch) for mode in values]
+    device = str(rows[0]["device"])
+    rate = next((rate for name, rate in _MATRIX_RATES.items() if name in device), math.nan)
+    return [_line(values, mode, batch, rate) for mode in values]
 
 
-def _line(values: Values, mode: str, batch: int) -> dict[str, str]:
+def _line(values: Values, mode: str, batch: int, rate: float) -> dict[str, str]:
     own = values[mode]
     seconds = own["seconds"]
     p20, p50, p80 = 1e3 * np.quantile(seconds, (0.2, 0.5, 0.8))
@@ -40,9 +49,23 @@ def _line(values: Values, mode: str, batch: int) -> dict[str, str]:
         "FLOPs/ct": _ratio(mean(values, mode, "flops"), mean(values, "ct", "flops")),
         "calls": f"{np.mean(own['block_calls']):.1f}" if own["block_calls"] else "-",
         "peak MiB": f"{np.mean(own['peak_bytes']) / 2**20:.0f}" if own["peak_bytes"] else "-",
+        "MFU": _utilisation(own, rate),
+        "W": _mean_text(own["watts"], "{:.0f}"),
+        "J/img": _mean_text(own["joules_per_image"], "{:.3f}"),
+        "launches": _mean_text(own["launches"], "{:.0f}"),
         "peak/ct": _ratio(mean(values, mode, "peak_bytes"), mean(values, "ct", "peak_bytes")),
         "less state": _ratio(_step_bytes(values, mode), _step_bytes(values, "ct")),
     }
+
+
+def _utilisation(own: dict[str, list[float]], rate: float) -> str:
+    if not own["flops"] or math.isnan(rate):
+        return "-"
+    return f"{100 * np.mean(own['flops']) / np.mean(own['seconds']) / rate:.1f} %"
+
+
+def _mean_text(values: Sequence[float], form: str) -> str:
+    return form.format(np.mean(values)) if values and not math.isnan(values[0]) else "-"
 
 
 def mean(values: Values, mode: str, metric: str) -> float | None:

@@ -14,9 +14,9 @@ from .checkpoint import load_weights
 from .config import Config
 from .distributed import Process
 from .errors import ConfigError
-from .hardware import Precision, choose_batch_norm, choose_kernels, choose_precision
+from .hardware import Precision, choose_batch_norm, choose_conv1x1, choose_kernels, choose_precision
 from .methods import build_method
-from .models import StagedNetwork, create_model, fuse_batch_norms
+from .models import StagedNetwork, create_model, fuse_batch_norms, fuse_convolutions
 from .optim import build_ema, build_optimizer, build_schedule
 from .pipelines.digits import write_digits
 from .pipelines.folder import ImageFolder, scan
@@ -69,11 +69,11 @@ def find_images(config: Config, process: Process) -> Folders:
 
 
 def build_network(config: Config, classes: int, device: torch.device) -> StagedNetwork:
-    """The network on its device, initialized from the seed or from given weights, batch norms fused as asked.
+    """The network on its device, initialized from the seed or from given weights, fused as asked.
 
     Raises:
         ConfigError: an unknown name, images smaller than the network allows, or an implementation of batch
-            norm that does not run here.
+            norm or 1x1 convolutions that does not run here.
         CheckpointError: weights that cannot be read or do not fit.
     """
     torch.manual_seed(config.run.seed)
@@ -91,11 +91,21 @@ def build_network(config: Config, classes: int, device: torch.device) -> StagedN
         load_weights(network, Path(config.model.weights))
     memory_format = torch.channels_last if config.run.channels_last else torch.contiguous_format
     network = network.to(device=device, memory_format=memory_format)  # type: ignore[call-overload]
+    _fuse(config, network, device)
+    return network
+
+
+def _fuse(config: Config, network: StagedNetwork, device: torch.device) -> None:
     precision = choose_precision(config.run.precision, device)
     batch_norm = choose_batch_norm(config.model.batch_norm, device, precision, config.run.channels_last)
+    conv1x1 = choose_conv1x1(config.model.conv1x1, batch_norm)
     if batch_norm != "torch":
         fuse_batch_norms(network, batch_norm)
-    return network
+    if conv1x1 != "torch" and not fuse_convolutions(network):
+        raise ConfigError(
+            f"model.conv1x1 is {conv1x1!r}; allowed for {config.model.name}, which has no plain bottlenecks: "
+            "torch"
+        )
 
 
 def _check_batch_norm(config: Config, reduction: int) -> None:
@@ -189,6 +199,8 @@ def build_step(
         ConfigError: a sampling space that does not fit the network, or an implementation of the loss or the
             optimizer that does not run here.
     """
+    if config.method.supervision == "dkd" and network.num_classes < 2:
+        raise ConfigError("method.supervision is 'dkd' with 1 class; allowed: 2 or more, or kl")
     joint = config.method.backward == "joint"
     method = build_method(config, network, choose_kernels(config.run.kernels, process.device))
     return TrainStep(

@@ -214,3 +214,7 @@ def _doctor(rest: list[str]) -> None:
 def _expect_nothing(command: str, rest: list[str]) -> None:
     if rest:
         raise ConfigError(f"{command} takes no arguments, got {' '.join(rest)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -138,6 +138,10 @@ class Model:
     """Batch norm: fused with the ReLU, residual add and stem pool after it by triton (this project's kernels;
     reference: the same in plain PyTorch) or apex (NVIDIA's groupbn; fp16); torch: timm's own layers; auto:
     triton on CUDA with channels_last, else torch."""
+    conv1x1: Literal["torch", "triton", "reference"] = "torch"
+    """1x1 convolutions of bottlenecks: torch (cuDNN), or this project's kernels (reference: the same in plain
+    PyTorch), which also normalize their input and gather their output's statistics; needs the same
+    batch_norm."""
 
     def __post_init__(self) -> None:
         _check_types(self)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import cast
+from typing import cast, get_args
 
 import torch
 
@@ -95,6 +95,20 @@ def choose_batch_norm(setting: str, device: torch.device, precision: Precision, 
         raise ConfigError(f"{name} (apex needs a GPU and run.precision fp16)")
     if not channels_last:
         raise ConfigError(f"{name} ({setting} needs run.channels_last)")
+    return setting
+
+
+def choose_conv1x1(setting: str, batch_norm: str) -> str:
+    """`model.conv1x1`, for the chosen implementation of batch norm.
+
+    Raises:
+        ConfigError: an implementation other than batch norm's, whose work these convolutions share.
+    """
+    if setting not in ("torch", batch_norm):
+        raise ConfigError(
+            f"model.conv1x1 is {setting!r}; allowed with batch norm {batch_norm}: "
+            f"{f'torch, {batch_norm}' if batch_norm in get_args(Kernels) else 'torch'}"
+        )
     return setting
 
 

@@ -90,7 +90,8 @@ def _override(config: Config, train: str, val: str, batch: int, device: str) -> 
     data = replace(config.data, train=train or config.data.train, val=val or config.data.val)
     evaluation = replace(config.evaluation, batch=batch or config.evaluation.batch)
     run = replace(config.run, device=device, resume=False)  # type: ignore[arg-type]
-    model = replace(config.model, weights="")
+    # evaluation has no use for fused convolutions, and another device may not run them
+    model = replace(config.model, weights="", conv1x1="torch")
     return replace(config, data=data, evaluation=evaluation, run=run, model=model)
 
 

@@ -73,9 +73,13 @@ class TrainStep:
         """
         lr = self._set_learning_rate(global_step)
         plan = self.method.plan(images, small, epoch=epoch, step=step)
-        loss = self._joint(plan, targets) if self.reduce is None else self._split(plan, targets)
-        self._update()
+        loss = self.backward(plan, targets)
+        self.update()
         return StepResult(loss, lr)
+
+    def backward(self, plan: Plan, targets: Tensor) -> StimulativeLoss:
+        """Forward and backward pass of a plan; the gradients stay in `.grad`, the loss comes detached."""
+        return self._joint(plan, targets) if self.reduce is None else self._split(plan, targets)
 
     def _joint(self, plan: Plan, targets: Tensor) -> StimulativeLoss:
         """One forward and one backward pass; the loss, detached."""
@@ -110,7 +114,8 @@ class TrainStep:
             group["lr"] = lr
         return lr
 
-    def _update(self) -> None:
+    def update(self) -> None:
+        """Change the weights and their average by the gradients, which are then gone."""
         if self.clip:
             self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.forward.parameters(), self.clip)

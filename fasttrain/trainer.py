@@ -73,7 +73,7 @@ class Summary:
 
 FREE_ON_RESUME = (
     *("recipe", "data.train", "data.val", "data.builtin", "data.threads", "data.prefetch", "model.weights"),
-    *("model.batch_norm", "method.backward", "run.kernels"),
+    *("model.batch_norm", "model.conv1x1", "method.backward", "run.kernels"),
     *("evaluation.every", "evaluation.batch", "evaluation.subnets", "evaluation.statistics"),
     *("run.name", "run.folder", "run.max_steps", "run.device", "run.log_every", "run.resume"),
 )
@@ -375,7 +375,7 @@ class Trainer:
             )
 
     def _implementations(self) -> str:
-        """What computes the loss, batch norm and the optimizer's step."""
+        """What computes the loss, batch norm, 1x1 convolutions if not PyTorch, and the optimizer's step."""
         config, device = self.config, self.process.device
         norms = batch_norms(self.network)
         fused = [layer for layer in norms if isinstance(layer, FusedBatchNorm)]
@@ -385,9 +385,10 @@ class Trainer:
         has_kernel = config.method.name == "common" or config.method.supervision in IN_TRITON
         loss = choose_kernels(config.run.kernels, device) if has_kernel else "reference"
         count = f" ({len(fused)} of {len(norms)} fused)" if fused else ""
+        conv1x1 = "" if config.model.conv1x1 == "torch" else f"1x1 convolutions {config.model.conv1x1}, "
         return (
             f"kernels: loss {loss}, batch norm {batch_norm}{count}, "
-            f"SGD {choose_impl(config.optim.impl, device)}"
+            f"{conv1x1}SGD {choose_impl(config.optim.impl, device)}"
         )
 
     def _summarize(self) -> Summary:

@@ -46,7 +46,7 @@ def chooses_triton(kernels: Kernels, *tensors: Tensor) -> bool:
         if tensor.dtype not in DTYPES:
             raise ValueError(
                 f"a tensor is {tensor.dtype}; allowed for Triton kernels: "
-                f"{', '.join(map(str, DTYPES))}; kernels='reference' takes others"
+                f"{', '.join(map(str, DTYPES))}; kernels='reference' takes torch.float64 too"
             )
     return True
 

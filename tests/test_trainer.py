@@ -12,9 +12,11 @@ import pytest
 import torch
 from PIL import Image
 
-from fasttrain import checkpoint
-from fasttrain.config import Config
+from fasttrain import build, checkpoint
+from fasttrain.config import Config, Model
 from fasttrain.errors import CheckpointError, ConfigError, DataError, NonFiniteError
+from fasttrain.models import StagedNetwork
+from fasttrain.models.fuse import SharingBottleneck
 from fasttrain.recipes import recipe
 from fasttrain.reevaluate import evaluate_checkpoint
 from fasttrain.trainer import Summary, train
@@ -313,3 +315,42 @@ def test_kernels_train_as_plain_pytorch_does(
     out = capsys.readouterr().out
     assert "kernels: loss reference, batch norm torch, SGD foreach" in out
     assert "kernels: loss triton, batch norm triton (19 of 19 fused), SGD foreach" in out
+
+
+def test_fused_convolutions_train_as_plain_pytorch_does(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A network of bottlenecks; the choice is logged, free on resume, and no matter to a later evaluation."""
+    losses = []
+    for name, conv1x1 in (("plain", "torch"), ("fused", "reference")):
+        sections: dict[str, Any] = {
+            "run": {"name": name, "max_steps": 2, "log_every": 1, "batch": 4},
+            "model": {"name": "resnet26", "batch_norm": "reference", "conv1x1": conv1x1},
+            "method": {"name": "common", "subnet_inputs": "full", "sizes": (), "sizes_per_step": 1},
+            "evaluation": {"subnets": 0},
+        }
+        train(configure(images, tmp_path, **sections))
+        losses.append([line["loss"] for line in metrics(tmp_path / name, "train")])
+    # the last batch norm sees 4 values per channel, which blows rounding up from the second step on
+    assert losses[1][0] == pytest.approx(losses[0][0], rel=1e-5)
+    assert losses[1] == pytest.approx(losses[0], rel=1e-2)
+    assert "(29 of 29 fused), 1x1 convolutions reference, SGD" in capsys.readouterr().out
+    sections["model"]["conv1x1"] = "torch"
+    sections["run"] |= {"resume": True, "max_steps": 3}
+    train(configure(images, tmp_path, **sections))
+    assert evaluate_checkpoint(tmp_path / "fused" / "checkpoints" / "last.pt", subnets=0, device="cpu").main
+
+
+def test_the_configuration_fuses_convolutions() -> None:
+    def network(name: str, **model: Any) -> StagedNetwork:
+        config = Config(model=Model(name=name, **model))
+        return build.build_network(config, 5, torch.device("cpu"))
+
+    reference: dict[str, Any] = {"batch_norm": "reference", "conv1x1": "reference"}
+    assert any(isinstance(module, SharingBottleneck) for module in network("resnet50", **reference).modules())
+    plain = network("resnet50", batch_norm="reference")
+    assert not any(isinstance(module, SharingBottleneck) for module in plain.modules())
+    with pytest.raises(ConfigError, match=r"model.conv1x1 is 'reference'; .* resnet18, which has no plain"):
+        network("resnet18", **reference)
+    with pytest.raises(ConfigError, match=r"model.conv1x1 is 'triton'; allowed with batch norm torch: torch"):
+        network("resnet50", conv1x1="triton", batch_norm="torch")

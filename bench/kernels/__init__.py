@@ -18,6 +18,7 @@ from fasttrain.errors import ConfigError, RunError
 
 from ..arguments import Parser
 from ..measure import choose_device
+from .case import Check
 
 OPERATIONS = ("normalized_loss", "batchnorm_act", "batchnorm_act_pool", "batchnorm_act_conv1x1")
 """The folders of `kernels/`; each has a module of this package, with `checks(device)` and `cases(device)`."""
@@ -43,7 +44,7 @@ def main(argv: Sequence[str]) -> None:
     if options.calls < 3:
         raise ConfigError(f"--calls is {options.calls}; allowed: at least 3")
     modules = {name: importlib.import_module(f"bench.kernels.{name}") for name in names}
-    wrong = [name for name, module in modules.items() if not _is_correct(name, module, device)]
+    wrong = [name for name, module in modules.items() if not holds(name, module.checks(device), device)]
     if device.type == "cpu":
         print(
             "A CPU, by Triton's interpreter, whose speed says nothing: correctness is all that is measured."
@@ -64,18 +65,17 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _is_correct(name: str, module: ModuleType, device: torch.device) -> bool:
-    """Run an operation's checks, and say how they went."""
+def holds(name: str, checks: Sequence[Check], device: torch.device) -> bool:
+    """Run checks, and say how they went; whether all hold."""
     failures = 0
-    checks = module.checks(device)
     for check in checks:
         try:
             for comparison in check.compare():
                 comparison.check()
-        except Exception as error:  # whatever it is, the other operations are still measured
+        except Exception as error:  # whatever it is, the others are still checked
             failures += 1
             print(f"{name}: WRONG: {check.label}: {type(error).__name__}: {error}")
-    print(f"{name}: {len(checks) - failures} of {len(checks)} checks hold on {device}")
+    print(f"{name}: {len(checks) - failures} of {len(checks)} checks hold on {device}", flush=True)
     return not failures
 
 

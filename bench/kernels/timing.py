@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.profiler import ProfilerActivity, profile
 
+from .. import measure
 from ..rows import PLACE, Row, Rows, default_output, environment
 from ..summary import table
 from .case import Case
@@ -110,11 +110,12 @@ def _measure_call(
     for index in range(_WARMUP):
         call(sets[index % len(sets)])
     turns = [partial(call, sets[index % len(sets)]) for index in range(calls)]
+    peak, before = measure.peak_bytes(device, turns[0])
     return {
         "seconds": ("s", _device_seconds(turns)),
         "host_seconds": ("s", _host_seconds(turns)),
-        "launches": ("kernels", [_launches(turns[0])]),
-        "peak_bytes": ("B", [_peak_bytes(turns[0], device)]),
+        "launches": ("kernels", [measure.launches(turns[0])]),
+        "peak_bytes": ("B", [peak - before]),
     }
 
 
@@ -141,26 +142,6 @@ def _host_seconds(turns: Sequence[Callable[[], Any]]) -> list[float]:
         seconds.append(time.perf_counter() - begin)
     torch.cuda.synchronize()
     return seconds
-
-
-def _launches(turn: Callable[[], Any]) -> int:
-    """Kernels and copies that one call puts on the device."""
-    torch.cuda.synchronize()
-    with profile(activities=[ProfilerActivity.CUDA]) as profiler:
-        turn()
-        torch.cuda.synchronize()
-    return sum(event.device_type == torch.autograd.DeviceType.CUDA for event in profiler.events())
-
-
-def _peak_bytes(turn: Callable[[], Any], device: torch.device) -> int:
-    """Memory that one call takes beyond its inputs."""
-    gc.collect()
-    torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats(device)
-    before = torch.cuda.memory_allocated(device)
-    turn()
-    torch.cuda.synchronize()
-    return torch.cuda.max_memory_allocated(device) - before
 
 
 def _line(

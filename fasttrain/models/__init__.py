@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..errors import ConfigError
 from .cifar_resnet import CIFAR_RESNETS, CifarResNet
-from .fuse import FusedBatchNorm, fuse_batch_norms
+from .fuse import FusedBatchNorm, fuse_batch_norms, fuse_convolutions
 from .resnet import ResNet, create_timm_resnet, is_timm_resnet
 from .staged import (
     StagedNetwork,
@@ -53,5 +53,6 @@ __all__ = [
     "create_model",
     "frozen_statistics",
     "fuse_batch_norms",
+    "fuse_convolutions",
     "initialize",
 ]

@@ -1,4 +1,4 @@
-"""Batch norm, residual add and ReLU of a network's blocks and stem as fused operations.
+"""Batch norm, residual add and ReLU of a network's blocks and stem as fused operations, and 1x1 convolutions.
 
 Parameters and buffers keep their modules and names, so that state dicts fit the network as it was.
 """
@@ -13,7 +13,8 @@ from timm.models.resnet import BasicBlock, Bottleneck
 from torch import Tensor, nn
 
 from .. import nvidia_apex
-from ..kernels.batchnorm_act import batch_norm_act
+from ..kernels.batchnorm_act import batch_norm_act, batch_statistics
+from ..kernels.batchnorm_act_conv1x1 import Norm, batch_norm_act_conv1x1
 from ..kernels.batchnorm_act_pool import batch_norm_act_pool
 from ..kernels.runtime import Kernels
 from .staged import StagedNetwork, batch_norms
@@ -33,11 +34,21 @@ class FusedBatchNorm(nn.BatchNorm2d):
         self.weight, self.bias = source.weight, source.bias
         self.running_mean, self.running_var = source.running_mean, source.running_var
         self.num_batches_tracked = source.num_batches_tracked
-        self.training = source.training
+        self.training, self.track_running_stats = source.training, source.track_running_stats
         self.relu, self.kernels = relu, kernels
+
+    @property
+    def implementation(self) -> str:
+        """What `fuse_batch_norms` was asked for."""
+        return self.kernels
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """[B, C, H, W] and a residual of the same shape to [B, C, H, W]; a scalar residual adds nothing."""
+        return self._apply_to(x, residual)
+
+    def _apply_to(
+        self, x: Tensor, residual: Tensor | None, statistics: tuple[Tensor, Tensor] | None = None
+    ) -> Tensor:
         mean, variance = self._running()
         return batch_norm_act(
             x,
@@ -50,6 +61,7 @@ class FusedBatchNorm(nn.BatchNorm2d):
             momentum=cast(float, self.momentum),
             eps=self.eps,
             relu=self.relu,
+            statistics=statistics,
             kernels=self.kernels,
         )
 
@@ -100,6 +112,11 @@ class ApexFusedBatchNorm(FusedBatchNorm):
         groupbn = nvidia_apex.load("model.batch_norm", "apex.contrib.groupbn", "BatchNorm2d_NHWC")
         self._groupbn: tuple[Any] = (groupbn(source.num_features, fuse_relu=relu),)  # no submodule of this
 
+    @property
+    def implementation(self) -> str:
+        """What `fuse_batch_norms` was asked for."""
+        return "apex"
+
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """[B, C, H, W] and a residual of the same shape to [B, C, H, W]; a scalar residual adds nothing."""
         (layer,) = self._groupbn
@@ -116,6 +133,32 @@ class ApexFusedBatchNorm(FusedBatchNorm):
         arguments = [x] if residual is None or not residual.ndim else [x, residual]
         rows = [each.permute(0, 2, 3, 1).contiguous() for each in arguments]
         return layer(*rows).permute(0, 3, 1, 2)
+
+
+class SharingBatchNorm(FusedBatchNorm):
+    """A fused batch norm between 1x1 convolutions that do some of its work; see `fuse_convolutions`."""
+
+    def forward(  # type: ignore[override]
+        self,
+        x: Tensor,
+        residual: Tensor | None = None,
+        *,
+        statistics: tuple[Tensor, Tensor] | None = None,
+        fold: bool = False,
+    ) -> Tensor | Norm:
+        """As `FusedBatchNorm`, or in training mode with less to do.
+
+        Args:
+            x: [B, C, H, W].
+            residual: of the same shape; a scalar adds nothing.
+            statistics: mean and biased variance [1, C] of x, where the convolution before gathered them.
+            fold: take x's statistics, and leave it to the next convolution to normalize by the result.
+        """
+        if not fold:
+            return self._apply_to(x, residual, statistics)
+        momentum = cast(float, self.momentum)
+        moments = batch_statistics(x, *self._running(), momentum=momentum, eps=self.eps, kernels=self.kernels)
+        return Norm(self.weight, self.bias, *moments)
 
 
 class FusedBasicBlock(BasicBlock):
@@ -139,6 +182,50 @@ class FusedBottleneck(Bottleneck):
         return self.bn3(self.conv3(x), shortcut)
 
 
+class SharingBottleneck(FusedBottleneck):
+    """The same whose 1x1 convolutions gather the next batch norm's statistics, and the last does bn2 too."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] to the block's output; in evaluation mode nothing is shared."""
+        if not all(norm.training for norm in (self.bn1, self.bn2, self.bn3)):
+            return super().forward(x)
+        shortcut = x if self.downsample is None else self.downsample(x)
+        x, statistics = _convolve(x, self.conv1, self.bn1)
+        x = self.conv2(self.bn1(x, statistics=statistics))
+        x, statistics = _convolve(x, self.conv3, self.bn3, self.bn2(x, fold=True))
+        return self.bn3(x, shortcut, statistics=statistics)
+
+
+class SharingProjection(nn.Sequential):
+    """A projection shortcut whose 1x1 convolution gathers the statistics of the batch norm after it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] to the block's shape; in evaluation mode nothing is shared."""
+        layers: list[Any] = list(self)
+        *before, conv, norm = layers
+        if not norm.training:
+            return super().forward(x)
+        for layer in before:  # the average pool of resnet*d
+            x = layer(x)
+        x, statistics = _convolve(x, conv, norm)
+        return norm(x, statistics=statistics)
+
+
+def _convolve(
+    x: Tensor, conv: nn.Conv2d, after: FusedBatchNorm, norm: Norm | None = None
+) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """A 1x1 convolution of x, normalized by `norm` first, and the statistics for the batch norm after it."""
+    device = x.device.type
+    if torch.is_autocast_enabled(device) and x.dtype != torch.float64:  # as autocast treats a convolution
+        x = x.to(torch.get_autocast_dtype(device))
+    y, mean, variance = batch_norm_act_conv1x1(
+        x, conv.weight, norm, stride=conv.stride[0], kernels=after.kernels
+    )
+    assert mean is not None
+    assert variance is not None
+    return y, (mean, variance)
+
+
 _FUSED: dict[type[nn.Module], type[nn.Module]] = {BasicBlock: FusedBasicBlock, Bottleneck: FusedBottleneck}
 
 
@@ -156,13 +243,41 @@ def fuse_batch_norms(network: StagedNetwork, implementation: str) -> int:
 
     Returns:
         How many of the network's batch norms are fused now.
+
+    Raises:
+        ValueError: an unknown implementation, or a network that is fused by another one.
     """
+    if implementation not in ("triton", "reference", "apex"):
+        raise ValueError(f"implementation is {implementation!r}; allowed: triton, reference, apex")
+    before = {layer.implementation for layer in batch_norms(network) if isinstance(layer, FusedBatchNorm)}
+    if before - {implementation}:
+        raise ValueError(f"implementation is {implementation!r}; the network is fused by {before.pop()!r}")
     for stage in network.stages:
         for block in stage:
             if _is_plain(block):
                 _fuse_block(block, implementation)
     _fuse_stem(network, implementation)
     return sum(isinstance(layer, FusedBatchNorm) for layer in batch_norms(network))
+
+
+def fuse_convolutions(network: StagedNetwork) -> int:
+    """Let the 1x1 convolutions of bottlenecks do some of their batch norms' work in training mode, in place.
+
+    Each gathers the statistics of the batch norm after it; a bottleneck's last also does the batch norm and
+    ReLU before it, whose output is never stored. Not where something is between, nor in other blocks.
+
+    Args:
+        network: after `fuse_batch_norms` with `triton` or `reference`, which the convolutions use too.
+
+    Returns:
+        How many of the network's convolutions are fused now.
+    """
+    for stage in network.stages:
+        for block in stage:
+            if _can_share(block):
+                _share(block)
+    blocks = [block for stage in network.stages for block in stage if isinstance(block, SharingBottleneck)]
+    return sum(2 + isinstance(block.downsample, SharingProjection) for block in blocks)
 
 
 def _fused(source: nn.Module, implementation: str, *, relu: bool) -> FusedBatchNorm:
@@ -173,13 +288,25 @@ def _fused(source: nn.Module, implementation: str, *, relu: bool) -> FusedBatchN
 
 
 def _can_fuse(layer: object) -> bool:
-    """Plain batch norm with parameters, running statistics and a fixed momentum."""
+    """Plain batch norm with parameters, running statistics and a fixed momentum, and no hooks."""
     return (
         type(layer) is nn.BatchNorm2d
         and layer.affine
         and layer.running_mean is not None
+        and layer.num_batches_tracked is not None
         and layer.momentum is not None
+        and not _has_hooks(layer)
     )
+
+
+def _is_relu(layer: object) -> bool:
+    return type(layer) is nn.ReLU and not _has_hooks(layer)
+
+
+def _has_hooks(layer: nn.Module) -> bool:
+    """Whether somebody watches the layer, who would see nothing of a fused one."""
+    names = ("forward_hooks", "forward_pre_hooks", "backward_hooks", "backward_pre_hooks")
+    return any(getattr(layer, f"_{name}") for name in names)
 
 
 def _is_plain(block: nn.Module) -> bool:
@@ -188,7 +315,7 @@ def _is_plain(block: nn.Module) -> bool:
     norms = [layer for name, layer in block.named_children() if name.startswith("bn")]
     activations = [layer for name, layer in block.named_children() if name.startswith("act")]
     drops = isinstance(block.drop_block, nn.Identity) and block.drop_path is None and block.se is None
-    return drops and all(map(_can_fuse, norms)) and all(isinstance(each, nn.ReLU) for each in activations)
+    return drops and all(map(_can_fuse, norms)) and all(map(_is_relu, activations))
 
 
 def _fuse_block(block: nn.Module, implementation: str) -> None:
@@ -204,7 +331,7 @@ def _fuse_block(block: nn.Module, implementation: str) -> None:
 def _fuse_sequence(layers: nn.Sequential, implementation: str) -> None:
     """Each batch norm that a ReLU follows, as in the deep stems of resnet*d."""
     for index, (layer, after) in enumerate(pairwise(list(layers))):
-        if _can_fuse(layer) and isinstance(after, nn.ReLU):
+        if _can_fuse(layer) and _is_relu(after):
             layers[index] = _fused(layer, implementation, relu=True)
             layers[index + 1] = nn.Identity()
 
@@ -213,7 +340,7 @@ def _fuse_stem(network: StagedNetwork, implementation: str) -> None:
     for layers in network.stem_modules:
         if isinstance(layers, nn.Sequential):
             _fuse_sequence(layers, implementation)
-    if not (_can_fuse(network.bn1) and isinstance(network.act1, nn.ReLU)):
+    if not (_can_fuse(network.bn1) and _is_relu(network.act1)):
         return
     pools = implementation != "apex" and _is_stem_pool(getattr(network, "maxpool", None))
     if pools:
@@ -227,4 +354,35 @@ def _fuse_stem(network: StagedNetwork, implementation: str) -> None:
 def _is_stem_pool(pool: object) -> bool:
     settings = (3, 2, 1, 1, False, False)
     names = ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
-    return isinstance(pool, nn.MaxPool2d) and tuple(getattr(pool, name) for name in names) == settings
+    if type(pool) is not nn.MaxPool2d or _has_hooks(pool):
+        return False
+    return tuple(getattr(pool, name) for name in names) == settings
+
+
+def _can_share(block: nn.Module) -> bool:
+    if type(block) is not FusedBottleneck:
+        return False
+    norms = (block.bn1, block.bn2, block.bn3)
+    plain = all(type(norm) is FusedBatchNorm for norm in norms) and isinstance(block.aa, nn.Identity)
+    return plain and all(_is_1x1(conv) and conv.stride == (1, 1) for conv in (block.conv1, block.conv3))
+
+
+def _is_1x1(conv: object) -> bool:
+    """A plain 1x1 convolution of any stride."""
+    return (
+        type(conv) is nn.Conv2d
+        and (conv.kernel_size, conv.padding, conv.groups) == ((1, 1), (0, 0), 1)
+        and conv.stride[0] == conv.stride[1]
+        and conv.bias is None
+    )
+
+
+def _share(block: nn.Module) -> None:
+    norms = [block.bn1, block.bn2, block.bn3]
+    shortcut = block.downsample
+    if type(shortcut) is nn.Sequential and _is_1x1(shortcut[-2]) and type(shortcut[-1]) is FusedBatchNorm:
+        norms.append(shortcut[-1])
+        shortcut.__class__ = SharingProjection
+    for norm in norms:
+        norm.__class__ = SharingBatchNorm
+    block.__class__ = SharingBottleneck

@@ -68,11 +68,11 @@ def inverse_deviation(variance, eps):
 
 
 @triton.jit
-def load_moments(mean_ptr, spread_ptr, columns, mask, eps, TRAINING: tl.constexpr):
-    """Mean and inverse deviation of some channels; spread is the latter in training, else the variance."""
+def load_moments(mean_ptr, spread_ptr, columns, mask, eps, INVERSE: tl.constexpr):
+    """Mean and inverse deviation of some channels; spread is the latter with INVERSE, else the variance."""
     mean = tl.load(mean_ptr + columns, mask=mask, other=0.0)
     spread = tl.load(spread_ptr + columns, mask=mask, other=1.0)
-    if not TRAINING:
+    if not INVERSE:
         spread = inverse_deviation(spread, eps)
     return mean, spread
 
@@ -106,6 +106,13 @@ def average_in(pointers, value, momentum, mask):
     """Move running averages towards a value."""
     kept = tl.load(pointers, mask=mask, other=0.0)
     tl.store(pointers, kept + momentum * (value - kept), mask=mask)
+
+
+@triton.jit
+def update_running(mean_ptr, var_ptr, mean, variance, columns, mask, rows, momentum):
+    """Move the running statistics towards those of a batch, the variance's unbiased estimate."""
+    average_in(mean_ptr + columns, mean, momentum, mask)
+    average_in(var_ptr + columns, variance * (rows / (rows - 1.0)), momentum, mask)
 
 
 @triton.jit(do_not_specialize=["rows", "rows_per_part", "tracked_group"])
@@ -171,11 +178,12 @@ def statistics_kernel(
         tl.store(rstd_ptr + group * C + columns, inverse_deviation(variance, eps), mask=inside)
         if running_mean_ptr is not None:  # noqa: SIM102 - joined, Triton would compile the loads from None
             if group == tracked_group:
-                average_in(running_mean_ptr + columns, mean, momentum, inside)
-                average_in(running_var_ptr + columns, variance * (rows / (rows - 1.0)), momentum, inside)
+                update_running(
+                    running_mean_ptr, running_var_ptr, mean, variance, columns, inside, rows, momentum
+                )
 
 
-@triton.jit(do_not_specialize=["rows", "rows_per_part", "parts"])
+@triton.jit(do_not_specialize=["rows", "rows_per_part", "parts", "tracked_group"])
 def apply_kernel(
     x_ptr,
     residual_ptr,
@@ -184,6 +192,11 @@ def apply_kernel(
     spread_ptr,
     weight_ptr,
     bias_ptr,
+    rstd_ptr,
+    running_mean_ptr,
+    running_var_ptr,
+    momentum,
+    tracked_group,
     rows,
     rows_per_part,
     parts,
@@ -193,15 +206,28 @@ def apply_kernel(
     BLOCK_C: tl.constexpr,
     CHUNK: tl.constexpr,
     RELU: tl.constexpr,
-    TRAINING: tl.constexpr,
+    INVERSE: tl.constexpr,
 ):
-    """Output y = relu((x - mean) * rstd * weight + bias + residual)."""
+    """Output y = relu((x - mean) * rstd * weight + bias + residual).
+
+    With rstd_ptr [G, C] the spread is the variance of a batch whose statistics were given: the first programs
+    keep its inverse deviation there, and update the running statistics from one group's.
+    """
     first, stop = last_rows_first(rows, rows_per_part, parts, CHUNK)
     group = tl.program_id(2)
     columns = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     inside = columns < C
     moments = group * C
-    mean, rstd = load_moments(mean_ptr + moments, spread_ptr + moments, columns, inside, eps, TRAINING)
+    mean, rstd = load_moments(mean_ptr + moments, spread_ptr + moments, columns, inside, eps, INVERSE)
+    if rstd_ptr is not None:  # noqa: SIM102 - joined, Triton would compile the loads from None
+        if tl.program_id(0) == 0:
+            tl.store(rstd_ptr + moments + columns, rstd, mask=inside)
+            if running_mean_ptr is not None:  # noqa: SIM102
+                if group == tracked_group:
+                    variance = tl.load(spread_ptr + moments + columns, mask=inside, other=0.0)
+                    update_running(
+                        running_mean_ptr, running_var_ptr, mean, variance, columns, inside, rows, momentum
+                    )
     scale = rstd * tl.load(weight_ptr + columns, mask=inside, other=0.0)
     bias = tl.load(bias_ptr + columns, mask=inside, other=0.0)
 
@@ -247,7 +273,7 @@ def gradient_sums_kernel(
 ):
     """Sums over rows of g and of g * xhat [2, G, C]; of those over groups: the gradients of bias and weight.
 
-    g is the gradient where the ReLU let through: where y is positive, or, without y, where the normalized x
+    g is the gradient where the ReLU let through: where y is positive or NaN, or, without y, the normalized x
     is. With y, g is stored too. Parts [2, G, parts, C]: each program's sums.
     """
     part, block, group = tl.program_id(0), tl.program_id(1), tl.program_id(2)
@@ -271,10 +297,10 @@ def gradient_sums_kernel(
         g = tl.load(grad_ptr + base + offsets, mask=mask, other=0.0).to(tl.float32)
         distance = tl.load(x_ptr + base + offsets, mask=mask, other=0.0).to(tl.float32) - mean[None, :]
         if y_ptr is not None:
-            g = tl.where(tl.load(y_ptr + base + offsets, mask=mask, other=0.0) > 0.0, g, 0.0)
+            g = tl.where(tl.load(y_ptr + base + offsets, mask=mask, other=0.0) <= 0.0, 0.0, g)
             tl.store(masked_ptr + base + offsets, g, mask=mask)
         elif RELU:
-            g = tl.where(distance * scale[None, :] + bias[None, :] > 0.0, g, 0.0)
+            g = tl.where(distance * scale[None, :] + bias[None, :] <= 0.0, 0.0, g)
         total += fold(g, FOLD, BLOCK_R, BLOCK_C)
         products += fold(g * distance, FOLD, BLOCK_R, BLOCK_C)
         base += BLOCK_R * C
@@ -364,11 +390,29 @@ def input_gradient_kernel(
         if MASK or TRAINING:
             distance = tl.load(x_ptr + base + offsets, mask=mask, other=0.0).to(tl.float32) - mean[None, :]
         if MASK:
-            g = tl.where(distance * scale[None, :] + bias[None, :] > 0.0, g, 0.0)
+            g = tl.where(distance * scale[None, :] + bias[None, :] <= 0.0, 0.0, g)
         if TRAINING:
             g = g - a[None, :] - distance * b[None, :]
         tl.store(grad_x_ptr + base + offsets, g * scale[None, :], mask=mask)
         base += BLOCK_R * C
+
+
+class Updates(NamedTuple):
+    """What `normalize` writes besides its output where a batch's statistics are given.
+
+    Attributes:
+        rstd: the inverse deviation [G, C].
+        running_mean: [C], updated in place from `tracked_group`, as is `running_var`; None: not.
+        running_var: see there; takes the unbiased variance.
+        momentum: weight of the new value.
+        tracked_group: index of that group.
+    """
+
+    rstd: Tensor
+    running_mean: Tensor | None
+    running_var: Tensor | None
+    momentum: float
+    tracked_group: int
 
 
 def layout(x: Tensor, groups: int) -> Layout:
@@ -446,14 +490,15 @@ def normalize(
     weight: Tensor,
     bias: Tensor,
     residual: Tensor | None,
-    training: bool,
+    inverse: bool,
     eps: float,
     relu: bool,
     groups: int,
+    updates: Updates | None = None,
 ) -> Tensor:
     """relu((x - mean) * rstd * weight + bias + residual); one launch.
 
-    `mean` and `spread` are [G, C] and the inverse deviation in training, else [C] and the variance.
+    `mean` and `spread` are [G, C]; `spread` is the inverse deviation with `inverse`, else the variance.
     """
     shared = layout(x, groups)
     rows = tile_rows(shared.block, x.element_size(), _ONE_INPUT if residual is None else _TWO_INPUTS)
@@ -469,6 +514,7 @@ def normalize(
         spread,
         weight,
         bias,
+        *(updates or (None, None, None, 0.0, 0)),
         shared.rows,
         shared.rows_per_part,
         shared.parts,
@@ -478,7 +524,7 @@ def normalize(
         BLOCK_C=shared.block,
         CHUNK=_CHUNK_TILES * rows,
         RELU=relu,
-        TRAINING=training,
+        INVERSE=inverse,
         num_warps=WARPS,
     )
     return y
@@ -503,11 +549,11 @@ def gradient_sums(
         grad: of the output, laid out as x.
         x: the input.
         y: the output; where it is positive g is `grad`. None: see `relu`.
-        mean: as for `normalize`.
-        spread: as for `normalize`.
+        mean: [G, C] in training, else the running one [C].
+        spread: the inverse deviation [G, C] in training, else the running variance [C].
         weight: [C].
         bias: [C].
-        training: see `normalize`.
+        training: see `spread`.
         eps: added to the variance.
         relu: without y: g is `grad` where the normalized x is positive, else it is `grad` everywhere.
         groups: G.

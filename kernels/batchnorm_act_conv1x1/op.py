@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..runtime import Kernels, below_autograd, chooses_triton, register
+from ..runtime import DTYPES, Kernels, below_autograd, chooses_triton, register
 from . import reference
 from .reference import Norm
 
@@ -72,8 +72,11 @@ def _check(x: Tensor, conv_weight: Tensor, norm: Norm | None, stride: int, group
         raise ValueError(
             f"conv_weight has shape {tuple(conv_weight.shape)}; allowed: [Cout, {inputs}, 1, 1], Cout > 0"
         )
-    if not x.is_floating_point() or not conv_weight.is_floating_point():
-        raise ValueError(f"x is {x.dtype}, conv_weight {conv_weight.dtype}; allowed: floating point")
+    for name, tensor in (("x", x), ("conv_weight", conv_weight)):
+        if tensor.dtype not in (torch.float64, *DTYPES):
+            raise ValueError(
+                f"{name} is {tensor.dtype}; allowed: {', '.join(map(str, (torch.float64, *DTYPES)))}"
+            )
     if stride < 1 or (norm is not None and stride != 1):
         raise ValueError(f"stride is {stride}; allowed: 1 with a norm, without one any from 1")
     if groups < 1 or images % groups:

@@ -63,9 +63,9 @@ def batch_norm_act_pool(
     """
     if x.ndim != 4:
         raise ValueError(f"x has shape {tuple(x.shape)}; allowed: [N, C, H, W]")
-    check_arguments(x, weight, bias, running_mean, running_var, training, groups, tracked_group)
+    check_arguments(x, weight, bias, running_mean, running_var, training, eps, groups, tracked_group)
     x = channels_last(x)
-    if chooses_triton(kernels, x):
+    if chooses_triton(kernels, x) and x.numel():
         group = -1 if tracked_group is None else tracked_group
         return _forward(x, weight, bias, running_mean, running_var, training, momentum, eps, groups, group)[0]
     return reference.batch_norm_act_pool(
@@ -182,6 +182,7 @@ class _BatchNormActPool(torch.autograd.Function):
                 x, weight, bias, running_mean, running_var, training, momentum, eps, groups, tracked_group
             )
         ctx.mark_non_differentiable(winner, index, mean, rstd)
+        ctx.set_materialize_grads(False)  # of those four: each would be a launch
         count_updates(running_mean, running_var, training, tracked_group)
         moments = (mean, rstd) if training else (running_mean, running_var)
         ctx.save_for_backward(x, winner, index, *moments, weight, bias)
@@ -190,7 +191,9 @@ class _BatchNormActPool(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+        if grad is None:
+            return (None,) * 10
         return *_backward(grad, *ctx.saved_tensors, *ctx.options), *(None,) * 7
 
 

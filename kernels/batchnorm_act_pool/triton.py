@@ -77,7 +77,7 @@ def pool_kernel(
         winner = tl.where(better, x, winner)
         index = tl.where(better, tap, index)
 
-    index = tl.where(best > 0.0, index, NO_WINNER)
+    index = tl.where(best <= 0.0, NO_WINNER, index)
     row = (image.to(tl.int64) * pooled_height + p) * pooled_width + q
     offsets = row[:, None] * C + columns[None, :]
     mask = inside[:, None] & channel[None, :]

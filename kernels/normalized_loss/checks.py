@@ -11,6 +11,7 @@ from torch import Tensor
 Supervision = Literal["kl", "ce_teacher", "ce_target", "dkd", "mse"]
 Normalization = Literal["layer_norm", "l2", "none"]
 
+_LARGEST = 1e9  # far from float32's bounds
 _DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -33,10 +34,17 @@ class Options(NamedTuple):
                     f"{name} is {getattr(self, name)!r}; allowed: {', '.join(get_args(allowed))}"
                 )
         for name in ("amplitude", "temperature"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise ValueError(f"{name} is {getattr(self, name)}; allowed: finite, above 0")
+            if not 0 < getattr(self, name) <= _LARGEST:
+                raise ValueError(f"{name} is {getattr(self, name)}; allowed: above 0, at most {_LARGEST:g}")
+        check_weight("main_weight", self.main_weight)
         if not 0 <= self.label_smoothing <= 1:
             raise ValueError(f"label_smoothing is {self.label_smoothing}; allowed: 0 to 1")
+
+
+def check_weight(name: str, weight: float) -> None:
+    """Raise ValueError for what no loss can be multiplied by."""
+    if not abs(weight) <= _LARGEST:
+        raise ValueError(f"{name} is {weight}; allowed: -{_LARGEST:g} to {_LARGEST:g}")
 
 
 def check_tensors(
@@ -58,6 +66,8 @@ def check_tensors(
         raise ValueError(f"main logits are {main.dtype}; allowed: {', '.join(map(str, _DTYPES))}")
     if len(weights) != len(subnets):
         raise ValueError(f"{len(weights)} weights for {len(subnets)} subnets")
+    for weight in weights:
+        check_weight("a weight", weight)
     for logits in subnets[:1] if isinstance(subnets, Tensor) else subnets:  # of a stack, one stands for all
         _check_subnet(logits, main)
     _check_targets(main, targets, look=check_targets or targets.device.type == "cpu")

@@ -271,7 +271,7 @@ def normalized_loss_fwd_kernel(
     tl.store(row_ptr + 1, scale)
     tl.store(row_ptr + 2, log_sum)
     tl.store(row_ptr + 3, shift)
-    tl.store(row_ptr + 4, pull * projection)
+    tl.store(row_ptr + 4, tl.where(pull == 0.0, 0.0, pull * projection))  # without it, -inf may stand
     tl.store(part_ptr + j, loss)
     if is_last_program(counter_ptr, tl.num_programs(0)):
         column = tl.arange(0, COLUMNS)
@@ -314,7 +314,8 @@ def normalized_loss_bwd_kernel(
         own_ptr, label = pick_target(target_ptr, b, target_stride, SOFT, ALIGN)
         t = target_block(own_ptr, label, smoothing, start, SOFT, C, BLOCK)
         dz = dz * tl.load(row_ptr + 5) - t
-    dx = factor * (dz - (x - tl.load(row_ptr + 3)) * tl.load(row_ptr + 4))
+    pull = tl.load(row_ptr + 4)
+    dx = factor * (dz - tl.where(pull == 0.0, 0.0, (x - tl.load(row_ptr + 3)) * pull))
     columns = start + tl.arange(0, BLOCK)
     grad = dx.to(grads_ptr.dtype.element_ty)
     tl.store(grads_ptr + (j * B + b) * C + columns, grad, mask=columns < C)

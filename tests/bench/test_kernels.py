@@ -106,7 +106,8 @@ def test_rows_and_table_of_a_measurement(
     module: Any = SimpleNamespace(cases=lambda device: [case])
     path = tmp_path / "kernels.csv"
     timing.measure_operations({"loss": module}, torch.device("cuda"), 5, path)
-    rows = list(csv.DictReader(path.open()))
+    with path.open() as file:
+        rows = list(csv.DictReader(file))
     assert tuple(rows[0]) == timing.COLUMNS
     times = {row["implementation"]: float(row["p50"]) for row in rows if row["metric"] == "seconds"}
     assert times == seconds

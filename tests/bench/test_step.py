@@ -10,17 +10,19 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from torch import Tensor, nn
 
-from bench import measure, naive
+from bench import measure, modes, naive
 from bench.__main__ import COMMANDS, main
-from bench.measure import Amp
-from bench.modes import MODES, Mode, Setup, build_mode, default_sizes, prefixes, widest
+from bench.modes import MODES, Mode, Setup, default_sizes, prefixes, widest
 from bench.rows import STEP_COLUMNS, Rows
 from bench.step import count_flops
+from bench.trainee import train_step
+from bench.variants import VARIANTS, Variant
 from fasttrain.errors import ConfigError
-from fasttrain.models import StagedNetwork, create_model
+from fasttrain.models import StagedNetwork, TreeForward, create_model
 from fasttrain.subnets import PrefixTree, depths_of, ordered_space
 
 CPU = torch.device("cpu")
@@ -47,6 +49,17 @@ def network() -> StagedNetwork:
     return create_model("cifar_resnet20", 10).train()
 
 
+def build_mode(name: str, setup: Setup, network: StagedNetwork) -> Mode:
+    return modes.build_mode(name, setup, network, CPU, "fp32")
+
+
+def backward(mode: Mode, network: StagedNetwork, images: Tensor, targets: Tensor, step: int) -> Tensor:
+    """The loss of a step of a mode; the gradients stay in the network."""
+    draw = mode.draw(step)
+    forward = network if mode.name == "timm" else TreeForward(network)
+    return mode.backward(train_step(forward, mode, CPU, "fp32"), mode.batch(images, targets, draw), draw)
+
+
 def batch_of(device: str = "cpu", dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
     images = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(1)).to(device, dtype)
     return images, torch.tensor([0, 3, 9, 3], device=device)
@@ -55,9 +68,7 @@ def batch_of(device: str = "cpu", dtype: torch.dtype = torch.float32) -> tuple[T
 def gradients(mode: Mode, network: StagedNetwork, step: int) -> tuple[Tensor, list[Tensor]]:
     network = network.double()
     network.zero_grad()
-    images, targets = batch_of(dtype=torch.float64)
-    draw = mode.draw(step)
-    loss = mode.forward_backward(network, mode.batch(images, targets, draw), draw, Amp(CPU, "fp32"))
+    loss = backward(mode, network, *batch_of(dtype=torch.float64), step)
     return loss, [parameter.grad.clone() for parameter in network.parameters() if parameter.grad is not None]
 
 
@@ -93,9 +104,7 @@ def hooked_flops(network: StagedNetwork, mode: Mode, step: int) -> int:
 
     layers = [m for m in network.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
     hooks = [layer.register_forward_hook(count) for layer in layers]
-    images, targets = batch_of()
-    draw = mode.draw(step)
-    mode.forward_backward(network, mode.batch(images, targets, draw), draw, Amp(CPU, "fp32"))
+    backward(mode, network, *batch_of(), step)
     for hook in hooks:
         hook.remove()
     return total
@@ -124,7 +133,7 @@ def test_block_calls_are_those_that_run(network: StagedNetwork) -> None:
         mode = build_mode(name, SETUP, network)
         draw = mode.draw(0)
         batch = mode.batch(*batch_of(), draw)
-        mode.forward_backward(network, batch, draw, Amp(CPU, "fp32"))
+        backward(mode, network, *batch_of(), 0)
         assert mode.block_calls(batch, draw) == calls, name
 
 
@@ -280,6 +289,9 @@ def test_rows_replace_an_older_file_only_when_there_are_some(tmp_path: Path) -> 
     ("arguments", "given", "allowed"),
     [
         (["step", "--modes", "ct,fast"], "'fast'", "stpp-r1"),
+        (["step", "--modes", "ct:fast"], "'ct:fast'", "plain"),
+        (["step", "--modes", "naive:plain"], "'naive:plain'", "published"),
+        (["step", "--modes", "timm", "--model", "cifar_resnet20", "--crop", "32"], "'timm'", "timm's"),
         (["step", "--batch", "1"], "1", "at least 2"),
         (["step", "--draws", "0"], "0", "at least 1"),
         (["step", "--draws", "many"], "many", "int"),
@@ -319,3 +331,45 @@ def test_help_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     out = capsys.readouterr().out
     assert all(command in out for command in COMMANDS)
+
+
+def test_timms_step_is_common_training() -> None:
+    """The same loss and gradients as ours, from the same weights."""
+    network = create_model("resnet18", 10).double().train()
+    theirs = timm.create_model("resnet18", num_classes=10).double().train()
+    theirs.load_state_dict(network.state_dict())
+    setup = Setup(subnets=3, space="default", crop=32, sizes=(16,), seed=0)
+    results = []
+    for name, model in (("ct", network), ("timm", theirs)):
+        mode = build_mode(name, setup, network)
+        loss = backward(mode, model, *batch_of(dtype=torch.float64), 0)
+        results.append((loss, [parameter.grad for parameter in model.parameters()]))
+    torch.testing.assert_close(results[1], results[0], rtol=1e-12, atol=1e-14)
+
+
+def test_variants_are_what_they_say() -> None:
+    variants = {name: make(CPU, "fp32") for name, make in VARIANTS.items()}
+    assert variants["ours"] == variants["plain"] == Variant("fp32")
+    assert variants["triton"] == Variant("fp32", batch_norm="triton", kernels="triton")
+    assert variants["bf16"].precision == "bf16"
+    assert variants["published"] == Variant("fp32", channels_last=False, tuned=False)
+    assert variants["block"].compile == "block"
+
+
+def test_a_variant_of_a_mode_is_measured_beside_it(tmp_path: Path) -> None:
+    path = tmp_path / "step.csv"
+    modes = "ct,ct:contiguous,st-split,stpp-split"
+    assert main([*TINY, "--warmup", "0", "--modes", modes, "-o", str(path)]) == 0
+    with path.open() as file:
+        rows = list(csv.DictReader(file))
+    assert {row["mode"]: row["memory_format"] for row in rows} == {
+        "ct": "channels_last",
+        "ct:contiguous": "contiguous",
+        "st-split": "channels_last",
+        "stpp-split": "channels_last",
+    }
+    flops = {
+        mode: [r["value"] for r in rows if (r["mode"], r["metric"]) == (mode, "flops")]
+        for mode in modes.split(",")
+    }
+    assert flops["ct"] == flops["ct:contiguous"]

@@ -12,6 +12,8 @@ import re
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -76,12 +78,14 @@ def normalized_loss(dtype: torch.dtype) -> None:
 
 
 def batchnorm_act(dtype: torch.dtype) -> None:
-    """Some of ResNet-50's channels, with and without residual, ReLU and statistics of its own."""
+    """Some of ResNet-50's channels, with and without residual, ReLU and statistics of its own, or given."""
     from fasttrain.kernels.batchnorm_act import batch_norm_act
 
     for channels in (64, 256, 2048):
-        for residual in (False, True):
-            _batch_norm(batch_norm_act, channels, dtype, residual=residual, training=True)
+        known = torch.zeros(1, channels), torch.ones(1, channels)
+        for residual, statistics in product((False, True), (None, known)):
+            operation = partial(batch_norm_act, statistics=statistics)
+            _batch_norm(operation, channels, dtype, residual=residual, training=True)
     _batch_norm(batch_norm_act, 256, dtype, relu=False, training=True)
     _batch_norm(batch_norm_act, 64, dtype, training=False)
 

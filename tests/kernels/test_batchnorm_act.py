@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from itertools import product
 from typing import Any
 
@@ -12,13 +13,16 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from bench.kernels.batchnorm_act import SETTINGS, Setting, case, compare, inputs, results
+from bench.accuracy import Comparison
+from bench.kernels.batchnorm_act import SETTINGS, Setting, case, compare, compare_operation, inputs, results
 from fasttrain.kernels import runtime
-from fasttrain.kernels.batchnorm_act import batch_norm_act, op
+from fasttrain.kernels.batchnorm_act import batch_norm_act, batch_statistics, op
 from fasttrain.kernels.batchnorm_act import triton as fused
+from fasttrain.kernels.batchnorm_act.reference import moments
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 OPERATION = torch.ops.fasttrain.batch_norm_act.default
+TRAINING = [setting for setting in SETTINGS if setting.training]
 
 
 def arguments(*shape: int, **setting: Any) -> dict[str, Any]:
@@ -37,6 +41,68 @@ def leaves(given: dict[str, Any]) -> dict[str, Tensor]:
 def test_as_accurate_as_plain_pytorch(setting: Setting) -> None:
     for comparison in compare(setting, DEVICE):
         comparison.check()
+
+
+def with_known_statistics(x: Tensor, *args: Any, groups: int = 1, **options: Any) -> Tensor:
+    """The operation, told what it would find out."""
+    known = moments(x.detach(), groups)
+    return batch_norm_act(x, *args, groups=groups, statistics=known, **options)
+
+
+@pytest.mark.parametrize("setting", TRAINING, ids=lambda setting: setting.label)
+@pytest.mark.usefixtures("poisoned_memory")
+def test_known_statistics_spare_a_pass_and_nothing_else(setting: Setting) -> None:
+    """Output, gradients and running statistics; in float64 those of the batch norm that takes its own."""
+    given = inputs(setting, DEVICE)
+    known, own = (partial(each, relu=setting.relu) for each in (with_known_statistics, batch_norm_act))
+    for comparison in compare_operation(known, given, setting):
+        comparison.check()
+    for name, expected in results(own, given, setting, exact=True).items():
+        result = results(known, given, setting, exact=True)[name]
+        torch.testing.assert_close(result, expected, rtol=1e-10, atol=1e-10, msg=name)
+
+
+def test_given_statistics_are_used() -> None:
+    """As they are, and for the tracked group's running statistics: seen where they are not those of x."""
+    x = arguments(4, 16, 3, 5)["x"]
+    one, mean, var = torch.ones(16, device=DEVICE), *torch.randn(2, 2, 16, device=DEVICE)
+    running, var = (one * 0, one.clone()), var.abs() + 1
+    y = batch_norm_act(
+        x,
+        one,
+        one,
+        *running,
+        training=True,
+        groups=2,
+        tracked_group=1,
+        statistics=(mean, var),
+        kernels="triton",
+    )
+    expected = [
+        F.batch_norm(part, m, v, one, one).relu() for part, m, v in zip(x.chunk(2), mean, var, strict=True)
+    ]
+    torch.testing.assert_close(y, torch.cat(expected))
+    torch.testing.assert_close(running, (0.1 * mean[1], 0.9 + 0.1 * var[1] * 30 / 29))
+
+
+@pytest.mark.parametrize("setting", TRAINING, ids=lambda setting: setting.label)
+@pytest.mark.usefixtures("poisoned_memory")
+def test_statistics_alone(setting: Setting) -> None:
+    given = inputs(setting, DEVICE)
+
+    def statistics(kernels: Any, dtype: torch.dtype | None = None) -> list[Tensor]:
+        x, *running = (t.to(dtype or t.dtype, copy=True) for t in (given.x, *given[3:5]))
+        options: dict[str, Any] = {"groups": setting.groups, "tracked_group": setting.tracked_group}
+        version = running[0]._version
+        result = batch_statistics(x.requires_grad_(), *running, kernels=kernels, **options)
+        assert not any(each.requires_grad for each in result)
+        assert (running[0]._version > version) == (setting.tracked_group is not None)
+        return [*result, *running]
+
+    names = ("mean", "inverse deviation", "running mean", "running variance")
+    three = statistics("triton"), statistics("reference"), statistics("reference", torch.float64)
+    for row in zip(names, *three, strict=True):
+        Comparison(*row).check()
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -92,13 +158,10 @@ def test_nan_and_infinity_give_nan_in_their_channel_alone() -> None:
 def test_two_runs_agree_to_the_bit(dtype: torch.dtype) -> None:
     setting = Setting(shape=(6, 130, 5, 5), dtype=dtype, residual=True, groups=2)
     given = inputs(setting, DEVICE)
-
-    def operation(**options: Any) -> Tensor:
-        return batch_norm_act(**options, kernels="triton")
-
-    first, second = (results(operation, given, setting) for _ in range(2))
-    for name in first:
-        torch.testing.assert_close(first[name], second[name], rtol=0, atol=0, msg=name)
+    for operation in (batch_norm_act, with_known_statistics):
+        first, second = (results(partial(operation, kernels="triton"), given, setting) for _ in range(2))
+        for name in first:
+            torch.testing.assert_close(first[name], second[name], rtol=0, atol=0, msg=name)
 
 
 def test_several_parts_are_merged_and_counters_left_zero() -> None:
@@ -122,9 +185,9 @@ class _Operations(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize(("residual", "relu"), [*product([True, False], repeat=2)])
+@pytest.mark.parametrize(("residual", "relu", "known"), [*product([True, False], repeat=3)])
 def test_two_launches_forward_and_two_backward_and_nothing_else(
-    residual: bool, relu: bool, monkeypatch: pytest.MonkeyPatch
+    residual: bool, relu: bool, known: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     launches: list[str] = []
 
@@ -137,23 +200,29 @@ def test_two_launches_forward_and_two_backward_and_nothing_else(
     given |= leaves(given)
     grad = given.pop("grad")
     runtime.counters(DEVICE, 1)
-    y = batch_norm_act(**given, training=True, relu=relu, kernels="triton")
-    assert launches == ["statistics_kernel", "apply_kernel"]
-    y.backward(grad)
-    assert launches[2:] == ["gradient_sums_kernel", "input_gradient_kernel"]
+    operation = with_known_statistics if known else batch_norm_act
+    y = operation(**given, training=True, relu=relu, kernels="triton")
+    assert launches == ["statistics_kernel"] * (not known) + ["apply_kernel"]
+    launches.clear()
+    with _Operations() as operations:
+        torch.autograd.grad(y, [given["x"], given["weight"]], grad)
+    assert launches == ["gradient_sums_kernel", "input_gradient_kernel"]
+    assert set(operations.names) <= {"fasttrain::batch_norm_act_backward", "aten::detach"}
 
 
 def test_nothing_but_allocations_besides_the_launches(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fused, "launch", lambda *_args, **_options: None)
     given = inputs(Setting(shape=(4, 16, 3, 5), residual=True), DEVICE)
     moments = torch.zeros(2, 16, device=DEVICE), torch.zeros(2, 16, device=DEVICE)
+    none = (None, None)
     parameters = (given.weight, given.bias)
     running = (given.running_mean, given.running_var)
     runtime.counters(DEVICE, 1)
     with _Operations() as operations:
-        for residual, training in product([given.residual, None], [True, False]):
-            arguments = (*parameters, *running, residual, None, None, training, 0.1, 1e-5, True, 2, 0)
+        for residual, training, known in product([given.residual, None], [True, False], [moments, none]):
+            arguments = (*parameters, *running, residual, *known, training, 0.1, 1e-5, True, 2, 0)
             y = op._forward_kernels(given.x, *arguments)[0]
+            op._statistics_kernels(given.x, *running, 0.1, 1e-5, 2, 0)
             saved = None if residual is None else y
             spread = moments if training else running
             op._backward_kernels(given.grad, given.x, saved, *spread, *parameters, training, 1e-5, True, 2)
@@ -193,25 +262,45 @@ def test_other_layouts_are_copied() -> None:
     assert contiguous["x"].grad.shape == y.shape
 
 
-@pytest.mark.parametrize(("training", "residual"), [*product([True, False], repeat=2)])
+@pytest.mark.parametrize(
+    ("training", "residual", "known"),
+    [
+        (True, True, False),
+        (True, False, False),
+        (False, True, False),
+        (False, False, False),
+        (True, True, True),
+    ],
+)
 @pytest.mark.filterwarnings("ignore:The .grad attribute")  # torch itself reads it of a non-leaf
-def test_opcheck(training: bool, residual: bool) -> None:
+def test_opcheck(training: bool, residual: bool, known: bool) -> None:
     given = arguments(4, 16, 3, 5, residual=residual)
     given |= leaves(given)
     names = ("x", "weight", "bias", "running_mean", "running_var", "residual")
     tensors = [given[name] for name in names]
-    torch.library.opcheck(OPERATION, (*tensors, None, None, training, 0.1, 1e-5, True, 2, 0))
+    statistics = moments(given["x"].detach(), 2) if known else (None, None)
+    torch.library.opcheck(OPERATION, (*tensors, *statistics, training, 0.1, 1e-5, True, 2, 0))
 
 
-@pytest.mark.parametrize(("training", "residual"), [*product([True, False], repeat=2)])
-def test_the_reference_passes_gradcheck(training: bool, residual: bool) -> None:
+@pytest.mark.filterwarnings("ignore:The .grad attribute")
+def test_opcheck_of_the_statistics_alone() -> None:
+    given = arguments(4, 16, 3, 5)
+    tensors = given["x"].requires_grad_(), given["running_mean"], given["running_var"]
+    torch.library.opcheck(torch.ops.fasttrain.batch_statistics.default, (*tensors, 0.1, 1e-5, 2, 0))
+
+
+@pytest.mark.parametrize(
+    ("training", "residual", "known"), [(True, True, False), (True, False, True), (False, True, False)]
+)
+def test_the_reference_passes_gradcheck(training: bool, residual: bool, known: bool) -> None:
     given = arguments(4, 3, 2, 3, residual=residual)
     values = {name: tensor.detach().double() for name, tensor in given.items() if tensor is not None}
 
     def function(*tensors: Tensor) -> Tensor:
         x, weight, bias, *added = tensors
         running = (values["running_mean"].clone(), values["running_var"].clone())
-        return batch_norm_act(x, weight, bias, *running, *added, training=training, groups=2)
+        operation = with_known_statistics if known else batch_norm_act
+        return operation(x, weight, bias, *running, *added, training=training, groups=2)
 
     names = ["x", "weight", "bias"] + ["residual"] * residual
     assert torch.autograd.gradcheck(function, [values[name].requires_grad_() for name in names])
@@ -241,11 +330,32 @@ def test_what_does_not_fit_is_refused() -> None:
         ({"residual": x.bfloat16()}, "residual is .*bfloat16"),
         ({"x": x[:, :, :1, :1], "groups": 4}, "more than 1 value per channel"),
         ({"x": x.int()}, "torch.int32"),
+        (
+            {"statistics": (one[None], one[None]), "training": False},
+            "statistics are given in evaluation mode",
+        ),
+        ({"statistics": (one, one[None])}, r"statistics' mean is \(16,\), .*: \[1, 16\], contiguous"),
+        ({"statistics": (one[None], one[None].double())}, "statistics' variance is .*float64; allowed"),
         ({"kernels": "cuda"}, "allowed: triton, reference"),
     ]
     for changes, message in refusals:
         with pytest.raises(ValueError, match=message):
             _call(**changes)()
+
+
+def test_statistics_of_what_does_not_fit_are_refused() -> None:
+    x, one = torch.zeros(4, 16, 3, 5, device=DEVICE), torch.zeros(16, device=DEVICE)
+    refusals: list[tuple[tuple[Tensor | None, ...], dict[str, Any], str]] = [
+        ((x[0], None, None), {}, r"allowed: \[N, C\] and \[N, C, H, W\]"),
+        ((x, one, None), {}, "allowed: both or neither"),
+        ((x, one[:8], one[:8]), {}, r"running_mean is \(8,\)"),
+        ((x, None, None), {"groups": 3}, "groups is 3; allowed: divisors of the 4 images"),
+        ((x[:1, :, :1, :1], None, None), {}, "more than 1 value per channel"),
+        ((x.double(), None, None), {}, "torch.float64"),
+    ]
+    for arguments, options, message in refusals:
+        with pytest.raises(ValueError, match=message):
+            batch_statistics(*arguments, **options, kernels="triton")  # type: ignore[arg-type]
 
 
 def test_a_second_derivative_is_refused() -> None:
@@ -271,3 +381,49 @@ def test_the_bench_times_the_same_computation() -> None:
     torch.testing.assert_close(
         timed.calls["triton"](given), timed.calls["eager"](given), rtol=1e-4, atol=1e-5
     )
+
+
+@pytest.mark.filterwarnings("ignore:.*encountered:RuntimeWarning")  # NumPy's, in the interpreter
+@pytest.mark.parametrize("where", ["x", "bias", "residual"])
+@pytest.mark.parametrize("training", [True, False])
+def test_nan_is_not_hidden(where: str, training: bool) -> None:
+    """As PyTorch's ReLU does, a NaN output passes the gradient on: a divergence shows in every gradient."""
+    tensors = {"x": op.channels_last(torch.randn(4, 16, 5, 5, device=DEVICE))}
+    tensors |= {"weight": torch.ones(16, device=DEVICE), "bias": torch.zeros(16, device=DEVICE)}
+    tensors["residual"] = op.channels_last(torch.randn(4, 16, 5, 5, device=DEVICE))
+    tensors[where][(0,) * tensors[where].ndim] = torch.nan
+    results = []
+    for kernels in ("triton", "reference"):
+        given = {name: tensor.clone().requires_grad_() for name, tensor in tensors.items()}
+        running = torch.zeros(16, device=DEVICE), torch.ones(16, device=DEVICE)
+        y = batch_norm_act(
+            given["x"],
+            given["weight"],
+            given["bias"],
+            *running,
+            given["residual"],
+            training=training,
+            kernels=kernels,
+        )
+        results.append(torch.autograd.grad(y, list(given.values()), torch.ones_like(y)))
+    for own, right in zip(*results, strict=True):
+        assert torch.equal(own.isnan(), right.isnan())
+        torch.testing.assert_close(own, right, equal_nan=True, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kernels", ["triton", "reference"])
+def test_empty_batches_and_senseless_numbers(kernels: runtime.Kernels) -> None:
+    weight, bias, mean, var = (torch.ones(5, device=DEVICE) for _ in range(4))
+    empty = torch.zeros(0, 5, 4, 4, device=DEVICE)
+    assert (
+        batch_norm_act(empty, weight, bias, mean, var, training=False, kernels=kernels).shape == empty.shape
+    )
+    x = torch.randn(2, 5, 4, 4, device=DEVICE)
+    for eps in (0.0, -1.0, float("nan")):
+        with pytest.raises(ValueError, match="allowed: above 0, below 1"):
+            batch_norm_act(x, weight, bias, mean, var, training=True, eps=eps, kernels=kernels)
+    with pytest.raises(ValueError, match=r"x is torch\.int64; allowed: torch\.float64"):
+        batch_norm_act(x.long(), weight, bias, mean, var, training=True, kernels=kernels)
+    none = torch.zeros(2, 0, 4, 4, device=DEVICE)
+    with pytest.raises(ValueError, match="C at least 1"):
+        batch_norm_act(none, *(torch.ones(0, device=DEVICE),) * 4, training=False, kernels=kernels)

@@ -249,7 +249,7 @@ def test_refusals() -> None:
         conv_weight=torch.ones(5, 3, 3, 3),
     )
     refuse(r"conv_weight has shape \(5, 4, 1, 1\)", conv_weight=torch.ones(5, 4, 1, 1))
-    refuse("allowed: floating point", x=torch.ones(4, 3, 2, 2, dtype=torch.int64))
+    refuse(r"x is torch\.int64; allowed: torch\.float64", x=torch.ones(4, 3, 2, 2, dtype=torch.int64))
     refuse("3 groups of 4 images; allowed: divisors", groups=3)
     refuse("0 groups of 4 images", groups=0)
     refuse("stride is 2; allowed: 1 with a norm", stride=2)

@@ -1,0 +1,150 @@
+"""`python -m bench suite`: correctness on this device first, then kernels, step, evaluation walk, data.
+
+Each part writes its own file, so that a suite that is cut off keeps what it has. What is wrong is not timed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+from fasttrain.errors import ConfigError, RunError
+
+from . import kernels, measure, step, step_check, walk
+from .arguments import Parser
+from .kernels import WrongResultError
+from .rows import default_output
+
+_CPU_STEP = ("--model", "resnet50", "--crop", "200", "--batch", "8", "--warmup", "0")
+_GPU_STEP = ("--model", "resnet50", "--crop", "200", "--batch", "256", "--warmup", "1")
+_CPU_MODES = "ct,naive,stpp-r1,stpp-coupled,st"
+_GPU_MODES = (
+    "ct,ct:plain,ct:fp16,ct:block,timm:bf16,timm:fp16,naive,"
+    "stpp-r1,stpp-r1:plain,stpp-r2,stpp-coupled,stpp-split,st,st-split"
+)
+_STEP_SHARE = 0.6
+"""Of the minutes; the kernels come before it and take what they need, the walk and the data after it."""
+
+
+def main(argv: Sequence[str]) -> None:
+    """Run all parts.
+
+    Raises:
+        ConfigError: an option's value that is not allowed.
+        WrongResultError: something computes wrong results here; the rest is measured before.
+    """
+    options = _parser().parse_args(list(argv))
+    device = measure.choose_device(options.device)
+    if options.minutes <= 0:
+        raise ConfigError(f"--minutes is {options.minutes:g}; allowed: above 0")
+    if options.compare:
+        compare(options)
+        return
+    begin = time.monotonic()
+    wrong = [name for name, part in _parts(options, device) if not _holds(name, part, begin)]
+    if wrong:
+        raise WrongResultError(f"not right on {device}: {', '.join(wrong)}")
+
+
+def _parts(options: argparse.Namespace, device: torch.device) -> list[tuple[str, Callable[[], None]]]:
+    """Name to work, in order."""
+    output = options.output
+
+    def path(bench: str) -> list[str]:
+        return ["-o", str(output / f"{bench}.csv" if output else default_output(bench, device))]
+
+    chosen = ["--device", device.type]
+    gpu = device.type == "cuda"
+    settings, modes, batch = (_GPU_STEP, _GPU_MODES, "256") if gpu else (_CPU_STEP, _CPU_MODES, "4")
+    steps = [*chosen, *settings, "--modes", modes, "--minutes", f"{_STEP_SHARE * options.minutes:g}"]
+    walks = [*chosen, "--batch", batch, "--rounds", "1"]
+    parts: list[tuple[str, Callable[[], None]]] = [
+        ("kernels", lambda: kernels.main([*chosen, *path("kernels")])),
+        ("step", lambda: measured_step(device, [*steps, *path("step")])),
+        ("walk", lambda: walk.main([*walks, *path("walk")])),
+    ]
+    if options.images and importlib.util.find_spec("nvidia.dali"):
+        from . import data
+
+        parts.append(("data", lambda: data.main([str(options.images), *chosen, *path("data")])))
+    else:
+        print("data: left out (it needs --images DIR and DALI)")
+    return parts
+
+
+def measured_step(device: torch.device, arguments: list[str]) -> None:
+    """Time the step if it computes the right thing.
+
+    Raises:
+        WrongResultError: it does not.
+    """
+    if not kernels.holds("step", step_check.checks(device), device):
+        raise WrongResultError("the step is wrong")
+    step.main(arguments)
+
+
+def _holds(name: str, part: Callable[[], None], begin: float) -> bool:
+    """Run a part; whether its results are right. Other errors end the suite."""
+    print(f"== {name} ({time.monotonic() - begin:.0f} s)", flush=True)
+    try:
+        part()
+    except WrongResultError as error:
+        print(f"{name}: {error}")
+        return False
+    return True
+
+
+def compare(options: argparse.Namespace) -> None:
+    """Run the suite of another commit, then this one's, with the same options, and print where to look.
+
+    Raises:
+        ConfigError: not a commit.
+        RunError: the other commit's suite failed.
+    """
+    here = Path(__file__).parent.parent
+    rest = ["--minutes", f"{options.minutes:g}"] + (["--device", options.device] if options.device else [])
+    with tempfile.TemporaryDirectory() as folder:
+        tree = Path(folder) / "tree"
+        added = subprocess.run(
+            ["git", "worktree", "add", "--detach", str(tree), options.compare],
+            cwd=here,
+            capture_output=True,
+            text=True,
+        )
+        if added.returncode:
+            raise ConfigError(f"--compare is {options.compare!r}; allowed: a commit of this repository")
+        try:
+            for name, where in ((options.compare, tree), ("this", here)):
+                output = Path.cwd() / f"bench-{name}"
+                print(f"== {name}: {output}", flush=True)
+                command = [sys.executable, "-m", "bench", "suite", *rest, "-o", str(output)]
+                if subprocess.run(command, cwd=where, env=_environment(where)).returncode:
+                    raise RunError(f"the suite of {name} failed")
+        finally:
+            subprocess.run(["git", "worktree", "remove", "--force", str(tree)], cwd=here, capture_output=True)
+
+
+def _environment(tree: Path) -> dict[str, str]:
+    """So that a tree imports its own fasttrain, not the installed one."""
+    import os
+
+    return {**os.environ, "PYTHONPATH": str(tree)}
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = Parser(prog="python -m bench suite", description=(__doc__ or "").partition("\n\n")[2])
+    add = parser.add_argument
+    add("--minutes", type=float, default=8, help="about how long (%(default)s); correctness comes on top")
+    add("--device", choices=("cpu", "cuda"), default="", help="default: cuda where there is a GPU")
+    add("--images", type=Path, help="folder with one folder of images per class, for the data part")
+    add("--compare", default="", metavar="COMMIT", help="run that commit's suite too, side by side")
+    add("-o", "--output", type=Path, help="folder for the CSV files (default: bench/results/<device>)")
+    return parser
