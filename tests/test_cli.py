@@ -9,6 +9,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -101,6 +102,9 @@ def test_doctor_tells_what_would_be_chosen(capsys: pytest.CaptureFixture[str]) -
 def test_doctor_tells_the_other_apex(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from fasttrain import nvidia_apex
 
+    for name in ("apex", "apex.optimizers"):  # looking for the second imports the first: forgotten afterwards
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+        del sys.modules[name]
     assert nvidia_apex.found() == "not installed (optional)"
     (tmp_path / "apex").mkdir()
     (tmp_path / "apex" / "__init__.py").touch()
