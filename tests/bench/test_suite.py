@@ -1,0 +1,128 @@
+"""The other benchmarks and the suite: rows, right results first, mistakes."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from bench import kernels, step, step_check, walk
+from bench.__main__ import main
+from bench.kernels import WrongResultError
+
+CPU = torch.device("cpu")
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_step_computes_the_right_thing_here() -> None:
+    (check,) = [each for each in step_check.checks(CPU) if each.label == "stpp-split"]
+    for comparison in check.compare():
+        comparison.check()
+
+
+def test_a_wrong_step_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gradients that are a hundredth too long."""
+    right = step_check.run
+
+    def wrong(name: str, device: torch.device, dtype: torch.dtype) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        factor = 1.0 if ":" in name else 1.01
+        return [(loss, factor * gradients) for loss, gradients in right(name, device, dtype)]
+
+    monkeypatch.setattr(step_check, "run", wrong)
+    with pytest.raises(AssertionError, match="error of the gradients"):
+        [comparison.check() for comparison in step_check.compare("ct", CPU)]
+
+
+def test_walk(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "walk.csv"
+    options = ["--model", "cifar_resnet20", "--crop", "16", "--batch", "2", "--sample", "3", "--rounds", "1"]
+    assert main(["walk", "--device", "cpu", *options, "-o", str(path)]) == 0
+    values = {row["metric"]: float(row["value"]) for row in read(path)}
+    assert values["block_ratio"] == pytest.approx(27 * 6 / 39)  # 3 + 9 + 27 nodes
+    assert values["ratio"] == pytest.approx(values["one_by_one"] / values["walk"])
+    assert "27 subnets" in capsys.readouterr().out
+    assert main(["walk", "--device", "cpu", "--crop", "8"]) == 2
+    assert "--crop is 8; allowed: at least 32" in capsys.readouterr().err
+
+
+@pytest.mark.pipelines
+def test_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for index in range(12):
+        folder = tmp_path / "images" / f"class{index % 2}"
+        folder.mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng(index).integers(0, 255, (48, 48, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{index}.jpg")
+    path = tmp_path / "data.csv"
+    options = [
+        "--device",
+        "cpu",
+        "--crop",
+        "96",
+        "--batch",
+        "4",
+        "--steps",
+        "2",
+        "--rounds",
+        "2",
+        "-o",
+        str(path),
+    ]
+    assert main(["data", str(tmp_path / "images"), *options]) == 0
+    rows = read(path)
+    assert [row["mode"] for row in rows] == ["full"] * 2 + ["full and downscaled"] * 2
+    assert all(float(row["value"]) > 0 for row in rows)
+    assert main(["data", str(tmp_path / "images"), "--batch", "13", "--device", "cpu"]) == 2
+    assert "--batch is 13; allowed: up to the 12 images" in capsys.readouterr().err
+
+
+def record(calls: list[str], name: str, error: Exception | None = None) -> Callable[[list[str]], None]:
+    def part(arguments: list[str]) -> None:
+        calls.append(f"{name} {' '.join(arguments)}")
+        if error:
+            raise error
+
+    return part
+
+
+def test_the_suite_measures_nothing_that_is_wrong_and_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    calls: list[str] = []
+    monkeypatch.setattr(kernels, "main", record(calls, "kernels", WrongResultError("loss is wrong")))
+    monkeypatch.setattr(step, "main", record(calls, "step"))
+    monkeypatch.setattr(walk, "main", record(calls, "walk"))
+    monkeypatch.setattr(step_check, "checks", lambda device: [])
+    arguments = ["suite", "--device", "cpu", "--minutes", "3", "-o", str(tmp_path)]
+    assert main(arguments) == 1
+    assert "not right on cpu: kernels" in capsys.readouterr().err
+    assert [call.split()[0] for call in calls] == ["kernels", "step", "walk"]
+    assert "--minutes 1.8" in calls[1]
+    assert str(tmp_path / "walk.csv") in calls[2]
+    monkeypatch.setattr(kernels, "holds", lambda *_: False)
+    calls.clear()
+    assert main(arguments) == 1
+    assert [call.split()[0] for call in calls] == ["kernels", "walk"]
+
+
+def test_suite_mistakes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["suite", "--device", "cpu", "--minutes", "0"]) == 2
+    assert "--minutes is 0; allowed: above 0" in capsys.readouterr().err
+    assert main(["suite", "--device", "cpu", "--compare", "nix"]) == 2
+    assert "--compare is 'nix'; allowed: a commit" in capsys.readouterr().err
+
+
+def test_minutes_end_a_step_benchmark(tmp_path: Path) -> None:
+    path = tmp_path / "step.csv"
+    options = ["--device", "cpu", "--model", "cifar_resnet20", "--num-classes", "10", "--crop", "32"]
+    options += ["--batch", "2", "--modes", "ct", "--warmup", "0", "--minutes", "0", "--draws", "5"]
+    assert main(["step", *options, "-o", str(path)]) == 0
+    assert {row["draw"] for row in read(path)} == {"0"}
