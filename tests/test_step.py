@@ -12,7 +12,7 @@ from torch import Tensor
 from fasttrain import build
 from fasttrain.config import Config, Data, Method, Optim, Run
 from fasttrain.distributed import Process
-from fasttrain.hardware import Precision
+from fasttrain.hardware import Precision, choose_precision
 from fasttrain.models import StagedNetwork
 from fasttrain.step import StepResult
 from tests.networks import tiny_images, tiny_resnet
@@ -59,3 +59,23 @@ def test_split_passes_have_the_joint_ones_gradients(inputs: str) -> None:
         assert theirs.abs().max() > 0
     for ours, theirs in zip(split.buffers(), joint.buffers(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="a CPU has nothing to wait for")
+@pytest.mark.parametrize("backward", ["joint", "split"])
+def test_the_host_never_waits_for_the_gpu(backward: str) -> None:
+    """From the second step on: the first compiles kernels and tries them."""
+    device = torch.device("cuda", 0)
+    method = Method(subnets=3, normalize="layer_norm", backward=backward)  # type: ignore[arg-type]
+    config = Config(data=Data(crop=64, val_crop=64, val_resize=64), method=method, run=Run(batch=4, epochs=2))
+    network = build.build_network(config, 7, device).train()
+    precision = choose_precision("auto", device)
+    step = build.build_step(config, network, Process(0, 1, device), precision, 4)
+    images = tiny_images(4, 64).float().to(device).contiguous(memory_format=torch.channels_last)
+    targets = torch.arange(4, device=device)
+    for index in range(3):
+        torch.cuda.set_sync_debug_mode("error" if index else "default")
+        try:
+            step(images, [], targets, epoch=0, step=index, global_step=index)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")

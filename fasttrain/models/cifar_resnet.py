@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from timm.models.resnet import BasicBlock
 from torch import Tensor, nn
 
-from .resnet import ResidualStages
+from .resnet import ResidualStages, average
 
 CIFAR_RESNETS = {f"cifar_resnet{6 * n + 2}": n for n in (3, 5, 7, 9, 18)}
 """Name to blocks per stage."""
@@ -58,7 +58,7 @@ class CifarResNet(ResidualStages):
 
     def head(self, x: Tensor) -> Tensor:
         """Global average and classifier: [B, 64, h, w] to [B, num_classes]."""
-        return self.fc(x.mean((2, 3)))
+        return self.fc(average(x))
 
 
 def _stage(inplanes: int, planes: int, blocks: int) -> nn.Sequential:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
 from timm.models import resnet as timm_resnet
 from torch import Tensor, nn
@@ -16,6 +17,13 @@ class _NoShortcut(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x.new_zeros(())
+
+
+def average(x: Tensor) -> Tensor:
+    """Mean over the pixels, [B, C, h, w] to [B, C]; its gradient comes in x's memory format."""
+    if x.is_contiguous(memory_format=torch.channels_last):
+        return x.permute(0, 2, 3, 1).flatten(1, 2).mean(1)
+    return x.mean((2, 3))
 
 
 class ResidualStages(StagedNetwork):
@@ -68,7 +76,9 @@ class ResNet(ResidualStages):
 
     def head(self, x: Tensor) -> Tensor:
         """Global pooling and classifier: [B, C, h, w] to [B, num_classes]."""
-        return self.fc(F.dropout(self.global_pool(x), self.drop_rate, self.training))  # type: ignore[operator]
+        pool: nn.Module = self.global_pool  # type: ignore[assignment]
+        x = average(x) if getattr(pool, "pool_type", "") == "avg" else pool(x)
+        return self.fc(F.dropout(x, self.drop_rate, self.training))  # type: ignore[operator]
 
 
 def is_timm_resnet(name: str) -> bool:
