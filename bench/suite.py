@@ -39,6 +39,7 @@ def main(argv: Sequence[str]) -> None:
 
     Raises:
         ConfigError: an option's value that is not allowed.
+        DataError: --images without images.
         WrongResultError: something computes wrong results here; the rest is measured before.
     """
     options = _parser().parse_args(list(argv))
@@ -72,9 +73,14 @@ def _parts(options: argparse.Namespace, device: torch.device) -> list[tuple[str,
         ("walk", lambda: walk.main([*walks, *path("walk")])),
     ]
     if options.images and importlib.util.find_spec("nvidia.dali"):
+        from fasttrain.pipelines.folder import scan
+
         from . import data
 
-        parts.append(("data", lambda: data.main([str(options.images), *chosen, *path("data")])))
+        count = str(min(64, len(scan(str(options.images)).files)))  # a folder that is wrong ends it now
+        parts.append(
+            ("data", lambda: data.main([str(options.images), *chosen, "--batch", count, *path("data")]))
+        )
     else:
         print("data: left out (it needs --images DIR and DALI)")
     return parts
@@ -142,7 +148,12 @@ def _environment(tree: Path) -> dict[str, str]:
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(prog="python -m bench suite", description=(__doc__ or "").partition("\n\n")[2])
     add = parser.add_argument
-    add("--minutes", type=float, default=8, help="about how long (%(default)s); correctness comes on top")
+    add(
+        "--minutes",
+        type=float,
+        default=8,
+        help="of the step part six tenths, the rest for the others (%(default)s); correctness comes on top",
+    )
     add("--device", choices=("cpu", "cuda"), default="", help="default: cuda where there is a GPU")
     add("--images", type=Path, help="folder with one folder of images per class, for the data part")
     add("--compare", default="", metavar="COMMIT", help="run that commit's suite too, side by side")

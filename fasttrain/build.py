@@ -15,6 +15,7 @@ from .config import Config
 from .distributed import Process
 from .errors import ConfigError
 from .hardware import Precision, choose_batch_norm, choose_conv1x1, choose_kernels, choose_precision
+from .kernels.normalized_loss import IN_TRITON
 from .methods import build_method
 from .models import StagedNetwork, create_model, fuse_batch_norms, fuse_convolutions
 from .optim import build_ema, build_optimizer, build_schedule
@@ -201,6 +202,16 @@ def build_step(
     """
     if config.method.supervision == "dkd" and network.num_classes < 2:
         raise ConfigError("method.supervision is 'dkd' with 1 class; allowed: 2 or more, or kl")
+    supervision = config.method.supervision
+    if (
+        config.run.kernels == "triton"
+        and config.method.name == "stimulative"
+        and supervision not in IN_TRITON
+    ):
+        raise ConfigError(
+            f"run.kernels is 'triton' with method.supervision {supervision!r}; allowed: auto, reference, or "
+            f"supervision {', '.join(IN_TRITON)}"
+        )
     joint = config.method.backward == "joint"
     method = build_method(config, network, choose_kernels(config.run.kernels, process.device))
     return TrainStep(

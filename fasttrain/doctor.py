@@ -10,7 +10,15 @@ import torch
 
 from . import nvidia_apex
 from .config import Run
-from .hardware import choose_device, choose_precision, describe, triton_fault
+from .hardware import (
+    choose_batch_norm,
+    choose_device,
+    choose_kernels,
+    choose_precision,
+    describe,
+    triton_fault,
+)
+from .optim import choose_impl
 
 
 def report() -> Iterator[tuple[str, str]]:
@@ -30,8 +38,12 @@ def report() -> Iterator[tuple[str, str]]:
     yield "NVML", _nvml()
     yield "apex", nvidia_apex.found()
     device = choose_device("auto")
-    yield "Triton's kernels", triton_fault(device) or "right"
-    yield "chosen here", describe(device, choose_precision("auto", device), Run().tf32)
+    precision = choose_precision("auto", device)
+    yield "kernels", triton_fault(device) or "Triton's compute what their references do"
+    yield "chosen here", describe(device, precision, Run().tf32)
+    batch_norm = choose_batch_norm("auto", device, precision, Run().channels_last)
+    loss, sgd = choose_kernels("auto", device), choose_impl("auto", device)
+    yield "", f"loss {loss}, batch norm {batch_norm}, SGD {sgd}"
 
 
 def _version(*distributions: str) -> str:

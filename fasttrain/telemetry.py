@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import math
 import platform
@@ -155,11 +156,20 @@ def environment() -> dict[str, Any]:
         "commit": commit(),
         "python": platform.python_version(),
         "torch": torch.__version__,
+        **{name: _version(name) for name in ("triton", "timm", "nvidia-dali-cuda130", "nvidia-dali-cuda120")},
         "cuda": torch.version.cuda,
         "machine": platform.platform(),
         "gpus": gpus,
         "started": now(),
     }
+
+
+def _version(distribution: str) -> str:
+    """Of an installed package; empty without it."""
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
 
 
 def commit() -> str:

@@ -73,7 +73,7 @@ class Summary:
 
 FREE_ON_RESUME = (
     *("recipe", "data.train", "data.val", "data.builtin", "data.threads", "data.prefetch", "model.weights"),
-    *("model.batch_norm", "model.conv1x1", "method.backward", "run.kernels"),
+    *("model.batch_norm", "model.conv1x1", "method.backward", "optim.impl", "run.kernels"),
     *("evaluation.every", "evaluation.batch", "evaluation.subnets", "evaluation.statistics"),
     *("run.name", "run.folder", "run.max_steps", "run.device", "run.log_every", "run.resume"),
 )

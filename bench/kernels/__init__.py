@@ -47,7 +47,8 @@ def main(argv: Sequence[str]) -> None:
     wrong = [name for name, module in modules.items() if not holds(name, module.checks(device), device)]
     if device.type == "cpu":
         print(
-            "A CPU, by Triton's interpreter, whose speed says nothing: correctness is all that is measured."
+            "A CPU, by Triton's interpreter, whose speed says nothing: correctness is all that is measured, "
+            "and no file is written."
         )
     else:
         _measure({n: m for n, m in modules.items() if n not in wrong}, device, options.calls, options.output)
