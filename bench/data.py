@@ -16,7 +16,7 @@ from fasttrain.hardware import Precision
 from fasttrain.recipes.imagenet import FAST_SIZES
 
 from . import measure
-from .arguments import Parser
+from .arguments import Parser, check_least
 from .rows import PLACE, Rows, default_output, environment
 
 COLUMNS = ("bench", "mode", "crop", "sizes", "batch", "metric", "value", "unit", *PLACE)
@@ -31,13 +31,12 @@ def main(argv: Sequence[str]) -> None:
     """
     options = _parser().parse_args(list(argv))
     device = measure.choose_device(options.device)
-    for name in ("batch", "steps"):
-        if getattr(options, name) < 1:
-            raise ConfigError(f"--{name} is {getattr(options, name)}; allowed: at least 1")
+    check_least(options, batch=1, steps=1, rounds=1)
     common = {"bench": "data", "crop": options.crop, "batch": options.batch} | environment(device)
     rows = Rows(options.output or default_output("data", device), COLUMNS, common)
-    for mode, sizes in (("full", ()), ("full and downscaled", FAST_SIZES)):
-        rates = measure_loader(options, device, tuple(size for size in sizes if size <= options.crop))
+    small = tuple(size for size in FAST_SIZES if size <= options.crop)
+    for mode, sizes in (("full", ()), ("full and downscaled", small)):
+        rates = measure_loader(options, device, sizes)
         for rate in rates:
             rows.add(mode=mode, sizes=" ".join(map(str, sizes)), metric="rate", value=rate, unit="images/s")
         rows.write()

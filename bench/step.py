@@ -27,7 +27,7 @@ from fasttrain.models import ResNet, StagedNetwork, TreeForward, create_model
 from fasttrain.subnets import Draw
 
 from . import measure
-from .arguments import Parser
+from .arguments import Parser, check_least
 from .modes import MODES, Batch, Mode, Setup, Timm, build_mode, default_sizes, tree_key
 from .rows import STEP_COLUMNS, Rows, default_output, environment
 from .summary import summarize, table
@@ -95,18 +95,7 @@ def parse(argv: Sequence[str]) -> Settings:
     options = _parser().parse_args(list(argv))
     device = measure.choose_device(options.device)
     names = tuple(options.modes.split(",")) if options.modes else DEFAULT_MODES
-    for name, least in (
-        ("batch", 2),
-        ("draws", 1),
-        ("warmup", 0),
-        ("crop", 1),
-        ("num_classes", 1),
-        ("threads", 0),
-        ("seed", 0),
-    ):
-        if getattr(options, name) < least:
-            flag = f"--{name.replace('_', '-')}"
-            raise ConfigError(f"{flag} is {getattr(options, name)}; allowed: at least {least}")
+    check_least(options, batch=2, draws=1, warmup=0, crop=1, num_classes=1, threads=0, seed=0)
     if options.threads:
         torch.set_num_threads(options.threads)
     sizes = _sizes(options.sizes, options.crop)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import os
 import subprocess
 import sys
 import tempfile
@@ -132,17 +133,11 @@ def compare(options: argparse.Namespace) -> None:
                 output = Path.cwd() / f"bench-{name}"
                 print(f"== {name}: {output}", flush=True)
                 command = [sys.executable, "-m", "bench", "suite", *rest, "-o", str(output)]
-                if subprocess.run(command, cwd=where, env=_environment(where)).returncode:
+                environment = os.environ | {"PYTHONPATH": str(where)}  # its own fasttrain
+                if subprocess.run(command, cwd=where, env=environment).returncode:
                     raise RunError(f"the suite of {name} failed")
         finally:
             subprocess.run(["git", "worktree", "remove", "--force", str(tree)], cwd=here, capture_output=True)
-
-
-def _environment(tree: Path) -> dict[str, str]:
-    """So that a tree imports its own fasttrain, not the installed one."""
-    import os
-
-    return {**os.environ, "PYTHONPATH": str(tree)}
 
 
 def _parser() -> argparse.ArgumentParser:

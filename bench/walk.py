@@ -19,7 +19,7 @@ from fasttrain.models import StagedNetwork, create_model
 from fasttrain.subnets import PrefixTree, Subnet, ordered_space
 
 from . import measure
-from .arguments import Parser
+from .arguments import Parser, check_least
 from .rows import PLACE, Rows, default_output, environment
 
 COLUMNS = ("bench", "model", "space", "crop", "batch", "precision", "metric", "value", "unit", *PLACE)
@@ -34,9 +34,7 @@ def main(argv: Sequence[str]) -> None:
     options = _parser().parse_args(list(argv))
     device = measure.choose_device(options.device)
     precision = Precision(measure.choose_precision("auto", device), device.type)
-    for name in ("batch", "sample", "rounds"):
-        if getattr(options, name) < 1:
-            raise ConfigError(f"--{name} is {getattr(options, name)}; allowed: at least 1")
+    check_least(options, batch=1, sample=1, rounds=1)
     torch.manual_seed(0)
     network = create_model(options.model, 1000).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     if options.crop < network.reduction:

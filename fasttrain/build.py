@@ -16,6 +16,7 @@ from .distributed import Process
 from .errors import ConfigError
 from .hardware import Precision, choose_batch_norm, choose_conv1x1, choose_kernels, choose_precision
 from .kernels.normalized_loss import IN_TRITON
+from .kernels.runtime import Kernels
 from .methods import build_method
 from .models import StagedNetwork, create_model, fuse_batch_norms, fuse_convolutions
 from .optim import build_ema, build_optimizer, build_schedule
@@ -187,6 +188,23 @@ def calibration_batches(
         loader.close()
 
 
+def loss_kernels(config: Config, device: torch.device) -> Kernels:
+    """The implementation of the loss: `run.kernels`, where the supervision has kernels.
+
+    Raises:
+        ConfigError: Triton asked for where it does not run, or for a supervision without kernels.
+    """
+    supervision = config.method.supervision
+    if config.method.name == "common" or supervision in IN_TRITON:
+        return choose_kernels(config.run.kernels, device)
+    if config.run.kernels == "triton":
+        raise ConfigError(
+            f"run.kernels is 'triton' with method.supervision {supervision!r}; allowed: auto, reference, or "
+            f"supervision {', '.join(IN_TRITON)}"
+        )
+    return "reference"
+
+
 def build_step(
     config: Config,
     network: StagedNetwork,
@@ -202,18 +220,8 @@ def build_step(
     """
     if config.method.supervision == "dkd" and network.num_classes < 2:
         raise ConfigError("method.supervision is 'dkd' with 1 class; allowed: 2 or more, or kl")
-    supervision = config.method.supervision
-    if (
-        config.run.kernels == "triton"
-        and config.method.name == "stimulative"
-        and supervision not in IN_TRITON
-    ):
-        raise ConfigError(
-            f"run.kernels is 'triton' with method.supervision {supervision!r}; allowed: auto, reference, or "
-            f"supervision {', '.join(IN_TRITON)}"
-        )
     joint = config.method.backward == "joint"
-    method = build_method(config, network, choose_kernels(config.run.kernels, process.device))
+    method = build_method(config, network, loss_kernels(config, process.device))
     return TrainStep(
         forward=distributed.wrap(network, process, joint=joint),
         method=method,

@@ -40,13 +40,11 @@ from .evaluation import (
 )
 from .hardware import (
     choose_batch_norm,
-    choose_kernels,
     choose_precision,
     configure_backends,
     describe,
     triton_fault,
 )
-from .kernels.normalized_loss import IN_TRITON
 from .models import FusedBatchNorm, StagedNetwork, batch_norms
 from .optim import choose_impl
 from .pipelines.loader import EvalLoader
@@ -382,12 +380,10 @@ class Trainer:
         batch_norm = choose_batch_norm(
             config.model.batch_norm, device, self.precision, config.run.channels_last
         )
-        has_kernel = config.method.name == "common" or config.method.supervision in IN_TRITON
-        loss = choose_kernels(config.run.kernels, device) if has_kernel else "reference"
         count = f" ({len(fused)} of {len(norms)} fused)" if fused else ""
         conv1x1 = "" if config.model.conv1x1 == "torch" else f"1x1 convolutions {config.model.conv1x1}, "
         return (
-            f"kernels: loss {loss}, batch norm {batch_norm}{count}, "
+            f"kernels: loss {build.loss_kernels(config, device)}, batch norm {batch_norm}{count}, "
             f"{conv1x1}SGD {choose_impl(config.optim.impl, device)}"
         )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any, Literal
 
 import torch
@@ -72,6 +73,12 @@ def counters(device: torch.device, count: int) -> Tensor:
     if kept is None or len(kept) < count:
         kept = _counters[device, stream] = torch.zeros(max(count, 1024), dtype=torch.int32, device=device)
     return kept
+
+
+@cache
+def multiprocessors(device: torch.device, on_cpu: int) -> int:
+    """How many a GPU has; `on_cpu`: what launches are made for where the interpreter runs them."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else on_cpu
 
 
 def register(

@@ -16,7 +16,7 @@ import torch
 
 from fasttrain.errors import ConfigError, RunError
 
-from ..arguments import Parser
+from ..arguments import Parser, check_least
 from ..measure import choose_device
 from .case import Check
 
@@ -41,8 +41,7 @@ def main(argv: Sequence[str]) -> None:
     for name in names:
         if name not in OPERATIONS:
             raise ConfigError(f"--ops holds {name!r}; allowed: {', '.join(OPERATIONS)}")
-    if options.calls < 3:
-        raise ConfigError(f"--calls is {options.calls}; allowed: at least 3")
+    check_least(options, calls=3)
     modules = {name: importlib.import_module(f"bench.kernels.{name}") for name in names}
     wrong = [name for name, module in modules.items() if not holds(name, module.checks(device), device)]
     if device.type == "cpu":

@@ -17,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..reduction import add_parts, is_last_program, merge_moments
-from ..runtime import counters, launch
+from ..runtime import counters, launch, multiprocessors
 
 WARPS = 8
 _ONE_INPUT, _TWO_INPUTS = 4, 2
@@ -58,7 +58,7 @@ class Layout(NamedTuple):
 
     def elementwise_grid(self, chunk: int) -> tuple[int, int, int]:
         """Programs of a pass without sums: `chunk` rows of a part each."""
-        return self.parts * _ceil(self.rows_per_part, chunk), self.channel_blocks, self.groups
+        return self.parts * triton.cdiv(self.rows_per_part, chunk), self.channel_blocks, self.groups
 
 
 @triton.jit
@@ -424,11 +424,13 @@ def layout(x: Tensor, groups: int) -> Layout:
 @cache
 def _layout(rows: int, channels: int, groups: int, itemsize: int, device: torch.device) -> Layout:
     block = min(128, triton.next_power_of_2(channels))
-    channel_blocks = _ceil(channels, block)
-    wanted = max(1, _PROGRAMS_PER_SM * _multiprocessors(device) // (channel_blocks * groups))
+    channel_blocks = triton.cdiv(channels, block)
+    # on a CPU as on an H200, so that tests see several parts
+    wanted = max(1, _PROGRAMS_PER_SM * multiprocessors(device, on_cpu=132) // (channel_blocks * groups))
     tile = tile_rows(block, itemsize, _ONE_INPUT)
-    rows_per_part = _ceil(_ceil(rows, tile), wanted) * tile
-    return Layout(rows, channels, groups, block, channel_blocks, _ceil(rows, rows_per_part), rows_per_part)
+    rows_per_part = triton.cdiv(triton.cdiv(rows, tile), wanted) * tile
+    parts = triton.cdiv(rows, rows_per_part)
+    return Layout(rows, channels, groups, block, channel_blocks, parts, rows_per_part)
 
 
 def tile_rows(block: int, itemsize: int, loads: int) -> int:
@@ -639,13 +641,3 @@ def input_gradient(
         num_warps=WARPS,
     )
     return grad_x
-
-
-def _ceil(a: int, b: int) -> int:
-    return -(-a // b)
-
-
-@cache
-def _multiprocessors(device: torch.device) -> int:
-    """How many a GPU has; an H200's on a CPU, whose tests then see several parts too."""
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 132

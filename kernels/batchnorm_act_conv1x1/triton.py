@@ -11,7 +11,6 @@ Names: i input channels, o output channels, `rows` of one group, `parts` per gro
 
 from __future__ import annotations
 
-import functools
 from typing import NamedTuple
 
 import torch
@@ -20,7 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..reduction import add_parts, is_last_program, merge_moments
-from ..runtime import counters, launch
+from ..runtime import counters, launch, multiprocessors
 
 _INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 _VARYING = ["rows", "parts", "tiles", "out_height", "out_width", "height", "width"]
@@ -539,15 +538,10 @@ def weight_gradient(dy: Tensor, x: Tensor, norm: tuple[Tensor, ...]) -> Tensor:
 def _split(rows: int, block: int, others: int, device: torch.device) -> tuple[int, int]:
     """Number of parts, and tiles of `block` rows in each: some 4 programs per multiprocessor in all."""
     tiles = triton.cdiv(rows, block)
-    parts = min(tiles, max(1, 4 * _multiprocessors(device) // others))
+    # on a CPU one, so that small inputs already have several tiles in a part
+    parts = min(tiles, max(1, 4 * multiprocessors(device, on_cpu=1) // others))
     per_part = triton.cdiv(tiles, parts)
     return triton.cdiv(tiles, per_part), per_part
-
-
-@functools.cache
-def _multiprocessors(device: torch.device) -> int:
-    """Of a GPU; under the interpreter 1, so that small inputs already have several tiles in a part."""
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
 
 
 def _precision() -> str:

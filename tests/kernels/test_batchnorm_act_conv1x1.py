@@ -108,7 +108,7 @@ def test_parts_of_any_length_are_merged(
     programs: int, images: int, monkeypatch: pytest.MonkeyPatch, poisoned_memory: None
 ) -> None:
     """One program over all tiles, several with a shorter last one, one per tile."""
-    monkeypatch.setattr(launches, "_multiprocessors", lambda device: programs)
+    monkeypatch.setattr(launches, "multiprocessors", lambda device, on_cpu: programs)
     setting = Setting(shape=(images, 16, 11, 7), outputs=24)
     for comparison in compare(setting, DEVICE):
         comparison.check()
