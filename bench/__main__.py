@@ -19,6 +19,7 @@ COMMANDS = {
     "kernels": "each fused operation: correctness, then speed and memory against plain PyTorch (GPU)",
     "walk": "evaluating all subnets of a space in one walk, or one by one",
     "data": "images per second out of the training pipeline",
+    "study": "accuracy of the training methods on small images, over seeds",
     "suite": "all of these, correctness first, in a given time",
     "report": "the README's tables from bench/results",
 }

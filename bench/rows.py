@@ -42,16 +42,19 @@ class Rows:
         kept: every row so far.
     """
 
-    def __init__(self, path: Path, columns: Sequence[str], common: Mapping[str, Any]) -> None:
+    def __init__(
+        self, path: Path, columns: Sequence[str], common: Mapping[str, Any], *, extend: bool = False
+    ) -> None:
         """Start a file.
 
         Args:
             path: of the file; an older one of a benchmark is replaced.
             columns: of the file.
             common: values of columns that all rows share.
+            extend: keep an older file's rows, which must have the same columns, and append.
 
         Raises:
-            ConfigError: the file's folder cannot be made.
+            ConfigError: the file's folder cannot be made, or the file holds something else.
         """
         self.path, self.columns, self.common = path, tuple(columns), dict(common)
         self.kept: list[Row] = []
@@ -66,6 +69,15 @@ class Rows:
             raise ConfigError(
                 f"--output is {path}, which holds something else; allowed: a new file or a bench's"
             )
+        if extend and path.exists():
+            self._read()
+
+    def _read(self) -> None:
+        with self.path.open(newline="") as file:
+            reader = csv.DictReader(file)
+            if tuple(reader.fieldnames or ()) != self.columns:
+                raise ConfigError(f"--output is {self.path}, which has other columns; allowed: a new file")
+            self.kept = list(reader)
 
     def add(self, **values: Any) -> None:
         """Add one measurement; `write` brings it to the file."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from . import build, checkpoint, distributed
+from . import build, checkpoint, distributed, loading
 from .config import Config, from_dict
 from .errors import CheckpointError, ConfigError
 from .evaluation import Accuracy, SubnetReport, evaluate, evaluate_subnets
@@ -56,7 +56,7 @@ def evaluate_checkpoint(
     try:
         configure_backends(config.run, process.device)
         precision = choose_precision(config.run.precision, process.device)
-        folders = build.find_images(config, process)
+        folders = loading.find_images(config, process)
         if folders.val is None:
             raise ConfigError("data.val is empty; allowed: a folder of validation images (--val DIR)")
         if list(folders.train.classes) != state["classes"]:
@@ -65,14 +65,14 @@ def evaluate_checkpoint(
         with checkpoint.restoring(path):
             checkpoint.load_state(network, _weights(state), path)
         chosen = build.subnets_to_evaluate(config, network, subnets)
-        loader = build.build_eval_loader(config, folders.val, process, precision.image_dtype)
+        loader = loading.build_eval_loader(config, folders.val, process, precision.image_dtype)
 
         def validation() -> Iterator[tuple[Tensor, Tensor]]:
             return ((each.images, each.targets) for each in loader)
 
         def calibration() -> Iterator[Tensor]:
             epoch = state["position"]["epoch"]
-            return build.calibration_batches(config, folders.train, process, precision.image_dtype, epoch)
+            return loading.calibration_batches(config, folders.train, process, precision.image_dtype, epoch)
 
         main = evaluate(network, [network.full], validation(), precision)[0]
         reports = (

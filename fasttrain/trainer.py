@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import build, checkpoint, distributed
+from . import build, checkpoint, distributed, loading
 from .config import Config, to_dict
 from .distributed import Process
 from .errors import CheckpointError, ConfigError, NonFiniteError
@@ -108,9 +108,9 @@ class Trainer:
         self.config, self.process = config, process
         configure_backends(config.run, process.device)
         self.precision = choose_precision(config.run.precision, process.device)
-        self.folders = build.find_images(config, process)
+        self.folders = loading.find_images(config, process)
         self.network = build.build_network(config, len(self.folders.train.classes), process.device)
-        self.loader = build.build_train_loader(
+        self.loader = loading.build_train_loader(
             config, self.folders.train, process, self.precision.image_dtype
         )
         self.step = build.build_step(
@@ -265,13 +265,13 @@ class Trainer:
     def _validation(self) -> Iterator[tuple[Tensor, Tensor]]:
         assert self.folders.val is not None
         if self.validation is None:
-            self.validation = build.build_eval_loader(
+            self.validation = loading.build_eval_loader(
                 self.config, self.folders.val, self.process, self.precision.image_dtype
             )
         return ((batch.images, batch.targets) for batch in self.validation)
 
     def _calibration(self) -> Iterator[Tensor]:
-        return build.calibration_batches(
+        return loading.calibration_batches(
             self.config, self.folders.train, self.process, self.precision.image_dtype, self.position.epoch
         )
 

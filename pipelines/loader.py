@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any
 
@@ -21,24 +20,13 @@ from fasttrain.errors import ConfigError
 from fasttrain.randomness import draw_sizes
 
 from . import draws
+from .batch import Batch
 from .folder import ImageFolder
 from .graphs import eval_graph, train_graph
 from .stream import Feed, Stream
 
 MAX_THREADS = 16
 """DALI's CPU threads per process unless `data.threads` says otherwise."""
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """One process's share of a step."""
-
-    images: torch.Tensor
-    """[B, 3, crop, crop], channels_last, normalized, of the dtype and on the device asked for."""
-    small: tuple[torch.Tensor, ...]
-    """R tensors [B, 3, s, s], channels_last: the same augmented crops, downscaled; empty if R is 0."""
-    targets: torch.Tensor
-    """int64 [B], the classes."""
 
 
 class TrainLoader:

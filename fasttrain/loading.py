@@ -1,0 +1,129 @@
+"""A run's images: its folders, and the loaders of training, evaluation and calibration batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from . import distributed
+from .config import Config
+from .distributed import Process
+from .errors import ConfigError
+from .pipelines.digits import write_digits
+from .pipelines.folder import ImageFolder, scan
+from .pipelines.loader import EvalLoader, TrainLoader, eval_loader, train_loader
+from .randomness import Stream, generator
+
+
+@dataclass(frozen=True, slots=True)
+class Folders:
+    """Where the images are.
+
+    Attributes:
+        train: training images.
+        val: validation images of the same classes, or None.
+    """
+
+    train: ImageFolder
+    val: ImageFolder | None
+
+
+def find_images(config: Config, process: Process) -> Folders:
+    """Scan the training and validation folders; the digits are written first where they are missing.
+
+    Raises:
+        ConfigError: no training folder given, or fewer outputs than classes.
+        DataError: a folder that is missing, empty, or does not fit.
+    """
+    data = config.data
+    if not data.train:
+        raise ConfigError("data.train is empty; allowed: a folder with one folder of images per class")
+    train_folder = Path(data.train)
+    if (
+        data.builtin == "digits"
+        and process.is_main
+        and train_folder.name == "train"
+        and not train_folder.exists()
+    ):
+        write_digits(train_folder.parent)
+    distributed.barrier()
+    train = scan(data.train)
+    val = scan(data.val, classes=train.classes) if data.val else None
+    if 0 < data.num_classes < len(train.classes):
+        raise ConfigError(
+            f"data.num_classes is {data.num_classes}; allowed: 0 or at least the {len(train.classes)} class "
+            f"folders of {data.train}"
+        )
+    return Folders(train, val)
+
+
+def build_train_loader(
+    config: Config, folder: ImageFolder, process: Process, dtype: torch.dtype
+) -> TrainLoader:
+    """Full-size batches, and the downscaled ones that the method asks for.
+
+    Raises:
+        ConfigError: a batch that does not divide over the processes or is larger than the data.
+    """
+    downscaled = config.method.name == "stimulative" and config.method.subnet_inputs == "downscaled"
+    sizes = config.method.sizes if downscaled else ()
+    return _train_loader(config, folder, process, dtype, seed=config.run.seed, sizes=sizes)
+
+
+def _train_loader(
+    config: Config,
+    folder: ImageFolder,
+    process: Process,
+    dtype: torch.dtype,
+    *,
+    seed: int,
+    sizes: tuple[int, ...] = (),
+) -> TrainLoader:
+    return train_loader(
+        config.data,
+        folder,
+        batch=distributed.local_batch(config.run.batch, process.world),
+        seed=seed,
+        rank=process.rank,
+        world=process.world,
+        device=process.device,
+        dtype=dtype,
+        sizes=sizes,
+        sizes_per_step=config.method.sizes_per_step if sizes else 0,
+    )
+
+
+def build_eval_loader(
+    config: Config, folder: ImageFolder, process: Process, dtype: torch.dtype
+) -> EvalLoader:
+    """Validation images, each exactly once over all processes."""
+    return eval_loader(
+        config.data,
+        folder,
+        batch=config.evaluation.batch,
+        rank=process.rank,
+        world=process.world,
+        device=process.device,
+        dtype=dtype,
+    )
+
+
+def calibration_batches(
+    config: Config, folder: ImageFolder, process: Process, dtype: torch.dtype, epoch: int
+) -> Iterator[Tensor]:
+    """Augmented training images for batch-norm statistics: a function of (seed, epoch) alone."""
+    seed = int(generator(config.run.seed, Stream.CALIBRATION, epoch).integers(2**31))
+    loader = _train_loader(config, folder, process, dtype, seed=seed)
+    try:
+        images = 0
+        for batch in loader.epoch(0):
+            yield batch.images
+            images += len(batch.images) * process.world
+            if images >= config.evaluation.calibration_images:
+                break
+    finally:
+        loader.close()
