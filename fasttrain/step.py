@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from .finite import LateCheck, gradient_norm, guarded_step
 from .hardware import Precision
 from .kernels.normalized_loss import StimulativeLoss
 from .methods import Method, Plan
@@ -18,10 +19,17 @@ from .optim import CosineSchedule
 
 
 class StepResult(NamedTuple):
-    """What a step tells; its tensors stay on the device, so that nobody waits for them."""
+    """What a step tells; its tensors stay on the device, so that nobody waits for them.
+
+    Attributes:
+        loss: detached.
+        lr: learning rate.
+        gradient_norm: L2 norm of all gradients before any clipping, float32 scalar.
+    """
 
     loss: StimulativeLoss
     lr: float
+    gradient_norm: Tensor
 
 
 @dataclass(slots=True)
@@ -39,6 +47,7 @@ class TrainStep:
         ema: weight average or None.
         reduce: averages the gradients over the processes after a step in parts (`method.backward` split);
             None: one backward pass, in which DDP does it.
+        check: finds out that gradients are not finite, a step late; `check.settle()` at once.
     """
 
     forward: nn.Module
@@ -50,6 +59,7 @@ class TrainStep:
     clip: float = 0.0
     ema: AveragedModel | None = None
     reduce: Callable[[Iterable[nn.Parameter]], None] | None = None
+    check: LateCheck = field(default_factory=LateCheck)
 
     def __call__(
         self,
@@ -70,12 +80,17 @@ class TrainStep:
             epoch: counted from 0.
             step: within the epoch.
             global_step: within the run.
+
+        Raises:
+            NonFiniteError: the gradients of the step before were not finite; they changed no weight.
         """
         lr = self._set_learning_rate(global_step)
         plan = self.method.plan(images, small, epoch=epoch, step=step)
         loss = self.backward(plan, targets)
-        self.update()
-        return StepResult(loss, lr)
+        norm = self.update()
+        if not self.scaler.is_enabled():  # an overflow of fp16 is no fault: the scaler answers it
+            self.check.follow(norm, global_step)
+        return StepResult(loss, lr, norm)
 
     def backward(self, plan: Plan, targets: Tensor) -> StimulativeLoss:
         """Forward and backward pass of a plan; the gradients stay in `.grad`, the loss comes detached."""
@@ -114,16 +129,28 @@ class TrainStep:
             group["lr"] = lr
         return lr
 
-    def update(self) -> None:
-        """Change the weights and their average by the gradients, which are then gone."""
+    def update(self) -> Tensor:
+        """Change the weights and their average by the gradients, which are then gone.
+
+        Gradients that are not finite change no weight.
+
+        Returns:
+            The gradients' norm before any clipping, float32 scalar.
+        """
+        self.scaler.unscale_(self.optimizer)
+        parameters = list(self.forward.parameters())
+        norm = gradient_norm(parameters)
         if self.clip:
-            self.scaler.unscale_(self.optimizer)
-            nn.utils.clip_grad_norm_(self.forward.parameters(), self.clip)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
+            nn.utils.clip_grads_with_norm_(parameters, self.clip, norm)
+        if self.scaler.is_enabled():
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        else:
+            guarded_step(self.optimizer, norm)
         self.optimizer.zero_grad()
         if self.ema is not None:
             self.ema.update_parameters(_unwrap(self.forward))
+        return norm
 
 
 def _unwrap(forward: nn.Module) -> nn.Module:

@@ -195,6 +195,7 @@ class Trainer:
             position.epoch, position.step = position.epoch + 1, 0
 
     def _report(self, interval: Interval) -> None:
+        self.step.check.settle()
         metrics = interval.collect()
         images, seconds = interval.images * self.process.world, metrics.pop("seconds")
         self.trained = (self.trained[0] + images, self.trained[1] + seconds)

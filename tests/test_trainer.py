@@ -207,7 +207,7 @@ def test_a_line_that_a_crash_cut_off_does_not_stop_a_resume(images: Path, tmp_pa
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(images: Path, tmp_path: Path) -> None:
-    with pytest.raises(NonFiniteError, match="the loss became nan"):
+    with pytest.raises(NonFiniteError, match=r"the gradient's norm became (nan|inf) at step"):
         train(configure(images, tmp_path, optim={"lr": 1e9, "clip": 0.0}, method={"normalize": "none"}))
     assert not (tmp_path / "run" / "checkpoints" / "best.pt").exists()
     assert json.loads((tmp_path / "run" / "status.json").read_text())["state"] == "failed"

@@ -1,0 +1,76 @@
+"""Whether gradients stay finite: decided on the device, told to the host a step late, so that nobody waits.
+
+Gradients are averaged over the processes before they are looked at, so that all processes see the same.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from .errors import NonFiniteError
+
+
+def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
+    """L2 norm of all gradients together, a float32 scalar on their device."""
+    gradients = [each.grad for each in parameters if each.grad is not None]
+    return nn.utils.get_total_norm(gradients).float()
+
+
+def guarded_step(optimizer: torch.optim.Optimizer, norm: Tensor) -> None:
+    """The optimizer's step, left out if the gradients' norm is not finite.
+
+    A fused optimizer looks at a flag on the device; any other makes the host wait for the norm.
+    """
+    if optimizer.param_groups[0].get("fused"):
+        optimizer.found_inf = norm.isfinite().logical_not().float()  # type: ignore[attr-defined]
+        optimizer.step()
+    elif math.isfinite(norm.item()):
+        optimizer.step()
+
+
+class LateCheck:
+    """Reads each step's gradient norm after the next step has been queued."""
+
+    def __init__(self) -> None:
+        """Nothing to read yet."""
+        self._pending: tuple[int, Tensor, torch.cuda.Event | None] | None = None
+
+    def follow(self, norm: Tensor, step: int) -> None:
+        """Start to bring a step's norm to the host, and judge the step before it.
+
+        Raises:
+            NonFiniteError: the step before was not finite.
+        """
+        host, event = norm, None
+        if norm.is_cuda:
+            host = torch.empty((), dtype=norm.dtype, pin_memory=True).copy_(norm, non_blocking=True)
+            event = torch.cuda.Event()
+            event.record()
+        before, self._pending = self._pending, (step, host, event)
+        _judge(before)
+
+    def settle(self) -> None:
+        """Judge the last step, too.
+
+        Raises:
+            NonFiniteError: it was not finite.
+        """
+        before, self._pending = self._pending, None
+        _judge(before)
+
+
+def _judge(pending: tuple[int, Tensor, torch.cuda.Event | None] | None) -> None:
+    if pending is None:
+        return
+    step, norm, event = pending
+    if event is not None:
+        event.synchronize()  # the next step is queued behind it: the device does not run dry
+    if not math.isfinite(norm.item()):
+        raise NonFiniteError(
+            f"the gradient's norm became {norm.item()} at step {step + 1}, whose update was left out; the "
+            "checkpoints are from before. A lower --optim.lr, --optim.warmup-epochs or --optim.clip may help"
+        )

@@ -1,0 +1,87 @@
+"""Gradients that are not finite change nothing, and are told a step late."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from fasttrain import build
+from fasttrain.config import Config, Data, Method, Optim, Run
+from fasttrain.distributed import Process
+from fasttrain.errors import NonFiniteError
+from fasttrain.finite import LateCheck, gradient_norm
+from fasttrain.hardware import Precision
+from fasttrain.step import StepResult, TrainStep
+from tests.networks import tiny_images, tiny_resnet
+
+
+def build_step(**optim: object) -> TrainStep:
+    config = Config(
+        data=Data(crop=32, val_crop=32, val_resize=32),
+        method=Method(subnets=2, normalize="layer_norm"),
+        optim=Optim(lr=0.01, **optim),  # type: ignore[arg-type]
+        run=Run(batch=4, epochs=2),
+    )
+    network = tiny_resnet((2, 2)).float().train()
+    return build.build_step(config, network, Process(0, 1, torch.device("cpu")), Precision("fp32", "cpu"), 4)
+
+
+def train(step: TrainStep, index: int, *, poison: bool = False) -> StepResult:
+    images = tiny_images(4, 32, seed=index).float()
+    if poison:
+        images[1, 0, 5, 5] = float("nan")
+    return step(images, [], torch.arange(4), epoch=0, step=index, global_step=index)
+
+
+def state(step: TrainStep) -> list[Tensor]:
+    """Copies of weights and momentum."""
+    momentum = [entry["momentum_buffer"] for entry in step.optimizer.state.values()]
+    return [each.detach().clone() for each in (*step.forward.parameters(), *momentum)]
+
+
+@pytest.mark.parametrize("impl", ["fused", "foreach"])
+@pytest.mark.parametrize("clip", [0.0, 1.0])
+def test_a_poisoned_batch_changes_no_weight_and_is_told_a_step_late(impl: str, clip: float) -> None:
+    step = build_step(impl=impl, clip=clip)
+    train(step, 0)
+    before = state(step)
+    assert torch.isnan(train(step, 1, poison=True).gradient_norm)
+    for ours, theirs in zip(state(step), before, strict=True):
+        assert torch.equal(ours, theirs)
+    with pytest.raises(NonFiniteError, match="norm became nan at step 2,"):
+        train(step, 2)
+
+
+def test_the_last_step_is_judged_when_the_trainer_reports() -> None:
+    step = build_step()
+    train(step, 0)
+    step.check.settle()
+    train(step, 1, poison=True)
+    with pytest.raises(NonFiniteError, match="step 2"):
+        step.check.settle()
+    step.check.settle()  # told once
+
+
+def test_finite_steps_are_the_optimizers_own() -> None:
+    """The guard changes nothing where nothing is wrong, with either implementation."""
+    fused, foreach = build_step(impl="fused"), build_step(impl="foreach")
+    for index in range(3):
+        norms = [train(step, index).gradient_norm for step in (fused, foreach)]
+        torch.testing.assert_close(norms[0], norms[1], rtol=1e-4, atol=0)
+        assert norms[0] > 0
+    for ours, theirs in zip(state(fused), state(foreach), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5)
+
+
+def test_the_norm_is_that_of_all_gradients() -> None:
+    weights = [torch.nn.Parameter(torch.zeros(3)), torch.nn.Parameter(torch.zeros(2, 2))]
+    weights[0].grad, weights[1].grad = torch.tensor([1.0, 2.0, 2.0]), torch.full((2, 2), 2.0)
+    assert gradient_norm([*weights, torch.nn.Parameter(torch.zeros(1))]).item() == 5.0
+
+
+def test_infinity_is_told_too() -> None:
+    check = LateCheck()
+    check.follow(torch.tensor(float("inf")), 6)
+    with pytest.raises(NonFiniteError, match="inf at step 7"):
+        check.follow(torch.tensor(1.0), 7)
