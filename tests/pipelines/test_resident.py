@@ -26,15 +26,10 @@ def resident(folder: ImageFolder, data: Data = DATA, **options: object) -> Resid
 
 @pytest.mark.pipelines
 @pytest.mark.parametrize("antialias", [True, False])
-def test_batches_are_dalis(icons: ImageFolder, tmp_path: Path, antialias: bool) -> None:
-    """To the bit at full size; downscaled ones within DALI's rounding to bytes. PNGs, which decode alike."""
+def test_batches_are_dalis(icons: ImageFolder, antialias: bool) -> None:
+    """Full size to rounding; downscaled within DALI's bytes, but for the border when antialiased."""
     from fasttrain.pipelines.loader import train_loader
 
-    for name in icons.files:
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        with Image.open(f"{icons.root}/{name}") as image:
-            image.save((tmp_path / name).with_suffix(".png"))
-    icons = scan(tmp_path)
     data = dataclasses.replace(DATA, antialias=antialias, drop_last=False)
     options = {"batch": 8, "seed": 5, "sizes": (16, 24), "sizes_per_step": 2}
     dali = train_loader(data, icons, device=torch.device("cpu"), dtype=torch.float32, **options)  # type: ignore[arg-type]
@@ -46,9 +41,11 @@ def test_batches_are_dalis(icons: ImageFolder, tmp_path: Path, antialias: bool) 
             for left, right in zip((mine.images, *mine.small), (other.images, *other.small), strict=True):
                 assert left.shape == right.shape
                 assert left.is_contiguous(memory_format=torch.channels_last)
-                levels = (left - right).abs() * 255 * 0.229
-                assert levels.mean() < 0.7
-                assert levels.max() < 12
+                levels = 255 * 0.229 * (left - right).abs()
+                if left is mine.images:
+                    assert levels.max() < 1e-3
+                else:
+                    assert (levels[..., 1:-1, 1:-1] if antialias else levels).max() < 0.6
     dali.close()
 
 
