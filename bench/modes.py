@@ -96,6 +96,7 @@ MODES: dict[str, Callable[[Setup], config.Method]] = {
     "stpp-r2": lambda setup: _downscaled(setup, sizes_per_step=2),
     "stpp-r3": lambda setup: _downscaled(setup, sizes_per_step=3),
     "stpp-rk": lambda setup: _downscaled(setup, sizes_per_step=setup.subnets),
+    "stpp-half": lambda setup: _downscaled(setup, subnet_share=0.5),
     "stpp-coupled": lambda setup: _downscaled(setup, draws="coupled"),
     "stpp-cascaded": _cascaded,
     "stpp-split": lambda setup: _downscaled(setup, backward="split"),
@@ -105,9 +106,10 @@ MODES: dict[str, Callable[[Setup], config.Method]] = {
 }
 """Name to method: `ct` common training; `timm` the same with timm's own model and a plain step; `naive` the
 published code's own step; `stpp-r*` ST++ with so many downscaled sizes per step (`rk`: one per subnet);
-`stpp-coupled` coupled draws, one size; `stpp-cascaded` the published inputs through our code; `st` one
-full-size subnet of the default space; `st-k` K full-size ones; `*-split` main network and subnets in passes
-of their own. A variant may follow (see `bench.variants`): `ct:plain`."""
+`stpp-half` one size, subnets on half of the batch; `stpp-coupled` one size, coupled draws; `stpp-cascaded`
+the published inputs through our code; `st` one full-size subnet of the default space; `st-k` K full-size
+ones; `*-split` main network and subnets in passes of their own. A variant may follow (see
+`bench.variants`): `ct:plain`."""
 
 
 class Mode:

@@ -1,4 +1,4 @@
-"""`python -m bench report`: the README's tables, made from the files in bench/results.
+"""`python -m bench report`: the README's tables and the plots, made from the files in bench/results.
 
 A table stands between `<!-- bench:NAME FOLDER -->`, NAME one of `TABLES` and FOLDER a device's in
 bench/results, and `<!-- /bench -->`. `--check` changes nothing, and fails where a table is not its file's.
@@ -6,7 +6,7 @@ bench/results, and `<!-- /bench -->`. `--check` changes nothing, and fails where
 
 from __future__ import annotations
 
-import csv
+import importlib.util
 import json
 import re
 from collections import defaultdict
@@ -16,7 +16,8 @@ from pathlib import Path
 from fasttrain.errors import ConfigError, RunError
 
 from .arguments import Parser
-from .rows import RESULTS
+from .plots import METRICS, PLOTS, spread, studies
+from .rows import RESULTS, read
 from .summary import Values, mean
 
 README = RESULTS.parent.parent / "README.md"
@@ -31,6 +32,7 @@ _STEPS = {
     "stpp-r2": "ST++, two downscaled sizes per step",
     "stpp-r3": "ST++, three sizes",
     "stpp-rk": "ST++, a size per subnet",
+    "stpp-half": "ST++, one downscaled batch, subnets on half of it",
     "stpp-coupled": "ST++, one downscaled batch, coupled draws",
     "stpp-cascaded": "ST++, the published inputs by our code",
     "stpp-split": "ST++, split passes",
@@ -64,6 +66,21 @@ def main(argv: Sequence[str]) -> None:
     if not options.check:
         options.readme.write_text(made)
         print(f"{len(_BLOCK.findall(text))} tables: {options.readme}")
+        for path in draw():
+            print(f"plot: {path}")
+
+
+def draw() -> list[Path]:
+    """Draw each device's plots beside its files, where matplotlib is; the pictures."""
+    if importlib.util.find_spec("matplotlib") is None:
+        print("plots: left out (they need matplotlib)")
+        return []
+    drawn = []
+    for name, plot in PLOTS.items():
+        for source in sorted(RESULTS.glob(f"*/{name}.csv")):
+            plot(source.parent, source.with_suffix(".png"))
+            drawn.append(source.with_suffix(".png"))
+    return drawn
 
 
 def render(text: str) -> str:
@@ -84,12 +101,6 @@ def render(text: str) -> str:
         return start + "".join(f"| {' | '.join(cells)} |\n" for cells in lines) + end
 
     return _BLOCK.sub(replace, text)
-
-
-def read(path: Path) -> list[dict[str, str]]:
-    """A benchmark's rows."""
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def step_table(folder: Path) -> list[list[str]]:
@@ -128,6 +139,18 @@ def walk_table(folder: Path) -> list[list[str]]:
     return [header, ["---"] * len(header), cells]
 
 
+def study_table(folder: Path) -> list[list[str]]:
+    """Accuracy of each method: mean and standard deviation over the seeds, percent."""
+    header = ["training", "main network", "all subnets: mean", "their deviation", "worst", "seeds"]
+    lines = [header, ["---"] * len(header)]
+    for title, study in studies(folder).items():
+        lines.append([f"*{title}*", *[""] * (len(header) - 1)])
+        for method, own in study.items():
+            cells = [spread(own[metric]) for metric in METRICS]
+            lines.append([f"`{method}`", *cells, str(len(own["main"]))])
+    return lines
+
+
 def kernels_table(folder: Path) -> list[list[str]]:
     """Each operation and shape: times over eager's and the compiled one's, share of the copy rate."""
     rows = read(folder / "kernels.csv")
@@ -161,6 +184,7 @@ TABLES: dict[str, Callable[[Path], list[list[str]]]] = {
     "step": step_table,
     "walk": walk_table,
     "kernels": kernels_table,
+    "study": study_table,
     "demo": demo_table,
 }
 """Name of a table to what makes its lines, header first, from a device's folder of results."""

@@ -100,6 +100,12 @@ class Rows:
         self._pending = []
 
 
+def read(path: Path) -> list[dict[str, str]]:
+    """A benchmark's rows."""
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
 def environment(device: torch.device) -> dict[str, Any]:
     """The columns that say where a measurement was taken."""
     driver, power_limit = _driver_and_power_limit(device)

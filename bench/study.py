@@ -49,6 +49,7 @@ METHODS: dict[str, Method] = {
     "stpp-r2": replace(_STPP, sizes_per_step=2),
     "stpp-rk": replace(_STPP, sizes_per_step=_STPP.subnets),
     "stpp-cascaded": replace(_STPP, subnet_inputs="cascaded"),
+    "stpp-half": replace(_STPP, subnet_share=0.5),
     "stpp-coupled": replace(_STPP, draws="coupled"),
 }
 """Name to method; all of ST++ draw from the same sizes, so that only what the name says differs."""

@@ -14,7 +14,7 @@ from .errors import ConfigError
 from .hardware import Precision, choose_batch_norm, choose_conv1x1, choose_kernels, choose_precision
 from .kernels.normalized_loss import IN_TRITON
 from .kernels.runtime import Kernels
-from .methods import build_method
+from .methods import build_method, images_seen
 from .models import StagedNetwork, create_model, fuse_batch_norms, fuse_convolutions
 from .optim import build_ema, build_optimizer, build_schedule
 from .step import TrainStep
@@ -64,10 +64,13 @@ def _fuse(config: Config, network: StagedNetwork, device: torch.device) -> None:
 def _check_batch_norm(config: Config, reduction: int) -> None:
     """Training-mode batch norm needs two values per channel: two images, or two pixels of one."""
     smallest = min((config.data.crop, *config.method.sizes))
-    if config.run.batch // distributed.processes() == 1 and smallest <= reduction:
+    local = config.run.batch // distributed.processes()
+    seen = local if config.method.name == "common" else images_seen(config.method.subnet_share, local)
+    if seen == 1 and smallest <= reduction:
+        share = f" with method.subnet_share {config.method.subnet_share:g}" if seen < local else ""
         raise ConfigError(
-            f"run.batch is {config.run.batch}; allowed: at least 2 images per process, since images of "
-            f"{smallest} pixels end as one pixel and batch norm needs two values per channel"
+            f"run.batch is {config.run.batch}{share}; allowed: at least 2 images per pass and process, since "
+            f"images of {smallest} pixels end as one pixel and batch norm needs two values per channel"
         )
 
 

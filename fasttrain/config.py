@@ -171,6 +171,9 @@ class Method:
     """Sides that the subnets' inputs are drawn from, pixels; empty with subnet_inputs=full."""
     sizes_per_step: int = 1
     """R, the sizes drawn per step with subnet_inputs=downscaled; the subnets are dealt over them."""
+    subnet_share: float = 1.0
+    """Share of each batch that the subnets see, its first images (this project's option, not the papers');
+    below 1 they share nothing with the main network."""
     supervision: Literal["kl", "ce_teacher", "ce_target", "dkd", "mse"] = "kl"
     """What a subnet learns from: KL to the main output (papers); cross-entropy to it; or to the target;
     decoupled distillation (Zhao et al. 2022) from it; or squared differences of the probabilities."""
@@ -222,6 +225,7 @@ class Method:
             self.draws,
             "coupled only with subnet_inputs full or downscaled",
         )
+        _check_range("method.subnet_share", self.subnet_share, 1e-3, 1)
         _check_range("method.label_smoothing", self.label_smoothing, 0, 1)
         _check_positive("method.amplitude", self.amplitude)
         _check_positive("method.temperature", self.temperature)

@@ -19,6 +19,7 @@ from tests.networks import tiny_images, tiny_resnet
 
 INPUTS: dict[str, dict[str, Any]] = {
     "full": {},
+    "half": {"subnet_share": 0.5},
     "downscaled": {"subnet_inputs": "downscaled", "sizes": (24, 32), "sizes_per_step": 2},
     "cascaded": {"subnet_inputs": "cascaded", "sizes": (24, 32)},
     "none": {"start_epoch": 1},

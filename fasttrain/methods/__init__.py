@@ -7,7 +7,7 @@ from ..kernels.runtime import Kernels
 from ..models import StagedNetwork
 from .common import Common
 from .method import Method, Plan
-from .stimulative import Stimulative
+from .stimulative import Stimulative, images_seen
 
 
 def build_method(config: Config, network: StagedNetwork, kernels: Kernels = "reference") -> Method:
@@ -30,4 +30,4 @@ def build_method(config: Config, network: StagedNetwork, kernels: Kernels = "ref
     )
 
 
-__all__ = ["Common", "Method", "Plan", "Stimulative", "build_method"]
+__all__ = ["Common", "Method", "Plan", "Stimulative", "build_method", "images_seen"]

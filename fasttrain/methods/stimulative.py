@@ -17,6 +17,11 @@ from .inputs import cascade, deal
 from .method import Plan
 
 
+def images_seen(share: float, images: int) -> int:
+    """How many of a batch's images the subnets see: a share of them (`subnet_share`), at least one."""
+    return max(1, round(share * images))
+
+
 class Stimulative:
     """Cross-entropy on the main network, and K sampled subnets that follow its output.
 
@@ -95,12 +100,13 @@ class Stimulative:
         everyone = list(range(len(draw.subnets)))
         if not everyone:
             return [(images, [])]
+        seen = images_seen(self.options.subnet_share, len(images))
         if self.options.subnet_inputs == "full":
-            together = self.options.backward == "joint"
-            return [(images, everyone)] if together else [(images, []), (images, everyone)]
+            together = self.options.backward == "joint" and seen == len(images)
+            return [(images, everyone)] if together else [(images, []), (images[:seen], everyone)]
         if self.options.subnet_inputs == "downscaled":
-            return [(images, []), *deal(len(everyone), small)]
-        inputs = cascade(images, draw.sizes, self.mean, self.std)
+            return [(images, []), *deal(len(everyone), [batch[:seen] for batch in small])]
+        inputs = cascade(images[:seen], draw.sizes, self.mean, self.std)
         return [(images, []), *((batch, [i]) for i, batch in enumerate(inputs))]
 
     def subnet_weight(self, epoch: int) -> float:
@@ -111,19 +117,41 @@ class Stimulative:
         return options.kl_weight * factor
 
     def loss(self, logits: Sequence[Sequence[Tensor]], plan: Plan, targets: Tensor) -> StimulativeLoss:
-        """Main cross-entropy and each subnet's loss (ST equation 5; ST++ equations 4 to 6)."""
+        """Main cross-entropy and each subnet's loss (ST equation 5; ST++ equations 4 to 6).
+
+        Subnets that saw a part of the batch follow the main network's logits of that part; each loss is the
+        mean over the images that it has.
+        """
+        main_weight = self.options.main_weight if plan.trains_main else 0.0
+        main = logits[0][0]
+        subnets = [logits[tree][position] for tree, position in plan.places]
+        seen = len(subnets[0]) if subnets else len(main)
+        if seen == len(main):
+            return self._loss(main, subnets, targets, plan.weights, main_weight)
+        own = self._loss(main, [], targets, (), main_weight)
+        theirs = self._loss(main[:seen].detach(), subnets, targets[:seen], plan.weights, 0.0)
+        return own._replace(total=own.total + theirs.total, subnets=theirs.subnets)
+
+    def _loss(
+        self,
+        main: Tensor,
+        subnets: Sequence[Tensor],
+        targets: Tensor,
+        weights: Sequence[float],
+        main_weight: float,
+    ) -> StimulativeLoss:
         options = self.options
         return stimulative_loss(
-            logits[0][0],
-            [logits[tree][position] for tree, position in plan.places],
+            main,
+            subnets,
             targets,
-            weights=plan.weights,
+            weights=weights,
             supervision=options.supervision,
             normalize=options.normalize,
             normalize_main=options.normalize_main,
             amplitude=options.amplitude,
             temperature=options.temperature,
-            main_weight=options.main_weight if plan.trains_main else 0.0,
+            main_weight=main_weight,
             label_smoothing=options.label_smoothing,
             kernels=self.kernels,
         )

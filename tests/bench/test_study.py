@@ -93,7 +93,7 @@ def test_runs_side_by_side_give_the_same(images: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", study.METHODS)
 def test_methods_of_stpp_differ_in_what_their_name_says_alone(name: str) -> None:
     base, own = study.METHODS["stpp-r1"], study.METHODS[name]
-    fields = {"sizes_per_step", "subnet_inputs", "draws"}
+    fields = {"sizes_per_step", "subnet_share", "subnet_inputs", "draws"}
     differing = {field for field in base.__slots__ if getattr(base, field) != getattr(own, field)}
     if name.startswith("stpp"):
         assert differing <= fields

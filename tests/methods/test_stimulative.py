@@ -139,6 +139,38 @@ def test_one_pass_equals_the_sum_of_separate_steps() -> None:
         torch.testing.assert_close(parameter.grad, gradient, rtol=1e-9, atol=1e-11)
 
 
+@pytest.mark.parametrize(
+    ("options", "sides"),
+    [
+        ({}, (32, 32)),
+        ({"subnet_inputs": "downscaled", "sizes": (16, 24), "sizes_per_step": 2}, (16, 24)),
+        ({"subnet_inputs": "cascaded", "sizes": (20, 24)}, None),
+    ],
+)
+def test_subnets_may_see_a_part_of_the_batch(options: dict[str, Any], sides: tuple[int, int] | None) -> None:
+    """Two of five images: their logits follow the main network's of these images alone, as a mean of two."""
+    network = tiny_resnet(LAYERS).train()
+    stimulative = method(subnets=2, subnet_share=0.4, normalize="layer_norm", kl_weight=0.3, **options)
+    images, targets = tiny_images(5, 32), torch.arange(5)
+    small = [tiny_images(5, side, seed=side) for side in (16, 24)]
+    plan = stimulative.plan(images, small, epoch=0, step=1)
+    assert [len(each) for each in plan.inputs] == [5] + [2] * (len(plan.inputs) - 1)
+    logits = network.forward_trees(plan.inputs, plan.trees)
+    loss = stimulative.loss(logits, plan, targets)
+    if sides is not None:
+        inputs = [images if side == 32 else small[sides.index(side)] for side in sides]
+        students = [network(x[:2], s) for x, s in zip(inputs, stimulative.draw(0, 1).subnets, strict=True)]
+    else:
+        students = [logits[tree][position] for tree, position in plan.places]
+    main = network(images)
+    kwargs: dict[str, Any] = {"weights": [0.3, 0.3], "normalize": "layer_norm", "main_weight": 0.0}
+    expected = stimulative_loss(main[:2], students, targets[:2], **kwargs)
+    alone = stimulative_loss(main, [], targets, weights=[], normalize="layer_norm")
+    torch.testing.assert_close(loss.total, expected.total + alone.total, rtol=1e-10, atol=0)
+    torch.testing.assert_close(loss.subnets, expected.subnets, rtol=1e-10, atol=0)
+    assert torch.equal(loss.hits, alone.hits)
+
+
 def stimulative_subnets(plan: Any) -> list:
     return [plan.trees[tree].subnets[position] for tree, position in plan.places]
 
