@@ -33,7 +33,9 @@ def cifar10_resnet56_ct() -> Config:
         ),
         model=Model(name="cifar_resnet56"),
         method=Method(name="common"),
-        optim=Optim(lr=0.1, momentum=0.9, weight_decay=1e-4),  # He et al. 2016, section 4.2
+        # rate, momentum and decay: He et al. 2016, section 4.2. Warm-up and clipping for ST++, whose KL-
+        # divides by the logits' deviation, near zero at the start; CT has them too, for the comparison.
+        optim=Optim(lr=0.1, momentum=0.9, weight_decay=1e-4, warmup_epochs=1, clip=1.0),
         evaluation=Evaluation(every=10, batch=500, subnets=-1),
         run=Run(epochs=200, batch=128),  # batch: He et al. 2016, section 4.2
     )

@@ -10,9 +10,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+import torch.nn.functional as F
 
-from fasttrain.config import Config, Data, Method, Run, from_dict, to_dict
+from fasttrain import build
+from fasttrain.config import Config, Data, Method, Model, Run, from_dict, to_dict
+from fasttrain.distributed import Process
 from fasttrain.errors import ConfigError
+from fasttrain.hardware import Precision
 from fasttrain.recipes import RECIPES, describe, recipe
 
 FOLDER = Path(__file__).parent
@@ -97,6 +102,24 @@ def test_sections_must_fit_each_other() -> None:
     with pytest.raises(ConfigError, match=r"below run\.epochs = 5"):
         Config(method=Method(start_epoch=5), run=Run(epochs=5))
     assert from_dict(to_dict(Config())) == Config()
+
+
+def test_stpp_on_cifar_gets_off_the_ground() -> None:
+    """KL- divides by the deviation of logits that start near zero: without care the first step destroys."""
+    config = recipe("cifar10-resnet56-stpp")
+    config = replace(config, model=Model(name="cifar_resnet20"), run=replace(config.run, batch=32, seed=1))
+    cpu = torch.device("cpu")
+    network = build.build_network(config, 10, cpu).train()
+    step = build.build_step(config, network, Process(0, 1, cpu), Precision("fp32", "cpu"), 20)
+    images, targets = torch.randn(32, 3, 32, 32), torch.arange(32) % 10
+    small = [F.interpolate(images, (16, 16))]
+    options = {"epoch": 0, "targets": targets}
+    losses = [
+        step(images, small, step=index, global_step=index, **options).loss.main.item()  # type: ignore[arg-type]
+        for index in range(12)
+    ]
+    assert max(losses) < 3.5
+    assert losses[-1] < losses[0]
 
 
 if __name__ == "__main__":
