@@ -16,7 +16,8 @@ from fasttrain.errors import INTERRUPTED, ConfigError, OutOfMemoryError, RunErro
 
 COMMANDS = {
     "step": "one training step: seconds, FLOPs and memory of CT, ST, ST++ and the published code",
-    "kernels": "each fused operation: correctness, then speed and memory against plain PyTorch (GPU)",
+    "checks": "whether the fused operations and the step are right on this device",
+    "kernels": "each fused operation: speed and memory against plain PyTorch (GPU)",
     "walk": "evaluating all subnets of a space in one walk, or one by one",
     "data": "images per second out of the training pipeline",
     "study": "accuracy of the training methods on small images, over seeds",

@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +27,13 @@ from fasttrain.errors import ConfigError
 from fasttrain.models import ResNet, StagedNetwork, TreeForward, create_model
 from fasttrain.subnets import Draw
 
-from . import measure
+from . import fit, measure
 from .arguments import Parser, check_least
 from .modes import MODES, Batch, Mode, Setup, Timm, build_mode, default_sizes, tree_key
 from .rows import STEP_COLUMNS, Rows, default_output, environment
 from .summary import summarize, table
 from .trainee import Trainee, train_step, trainee_key
-from .variants import VARIANTS
+from .variants import VARIANTS, Variant
 
 DEFAULT_MODES = tuple(name for name in MODES if name != "timm")
 """What is measured unless modes are named: all but timm's step, which not every network has."""
@@ -64,6 +65,9 @@ def main(argv: Sequence[str]) -> None:
         ConfigError: an option's value that is not allowed.
     """
     settings = parse(argv)
+    if not settings.batch:
+        settings = dataclasses.replace(settings, batch=fit.largest_batch(partial(holds_batch, settings)))
+        print(f"batch {settings.batch}: the largest power of two that every mode holds")
     measure_modes(settings, Rows(settings.output, STEP_COLUMNS, _common_columns(settings)))
 
 
@@ -86,6 +90,24 @@ def measure_modes(settings: Settings, rows: Rows) -> None:
     print(f"{len(rows.kept)} rows: {settings.output}")
 
 
+def holds_batch(settings: Settings, batch: int) -> bool:
+    """Whether all modes' networks, and a step of each one's largest draw, fit into the device's memory."""
+    settings = dataclasses.replace(settings, batch=batch)
+    network = create_network(settings)
+    images, targets = synthetic_batch(settings)
+    modes = [create_mode(settings, name, network) for name in settings.modes]
+    measure.use_backends(benchmark=False)
+
+    def steps() -> None:
+        trainees = create_trainees(settings, network, modes)
+        for mode in modes:
+            draw = mode.worst_draw()
+            own = load(settings, mode, images, targets, draw)
+            trainees[trainee_key(mode)].train(mode, own, draw)
+
+    return fit.fits(steps)
+
+
 def parse(argv: Sequence[str]) -> Settings:
     """Options to checked settings.
 
@@ -95,14 +117,14 @@ def parse(argv: Sequence[str]) -> Settings:
     options = _parser().parse_args(list(argv))
     device = measure.choose_device(options.device)
     names = tuple(options.modes.split(",")) if options.modes else DEFAULT_MODES
-    check_least(options, batch=2, draws=1, warmup=0, crop=1, num_classes=1, threads=0, seed=0)
+    check_least(options, draws=1, warmup=0, crop=1, num_classes=1, threads=0, seed=0)
     if options.threads:
         torch.set_num_threads(options.threads)
     sizes = _sizes(options.sizes, options.crop)
     return Settings(
         device=device,
         model=options.model,
-        batch=options.batch,
+        batch=_batch(options.batch, device),
         draws=options.draws,
         minutes=options.minutes,
         warmup=options.warmup,
@@ -114,6 +136,16 @@ def parse(argv: Sequence[str]) -> Settings:
         setup=Setup(options.subnets, options.space, options.crop, sizes, options.seed),
         output=options.output or default_output("step", device),
     )
+
+
+def _batch(text: str, device: torch.device) -> int:
+    """Images per step; 0: as many as fit, which only a GPU says."""
+    if text == "fit" and device.type == "cuda":
+        return 0
+    if not text.isdecimal() or int(text) < 2:
+        allowed = "at least 2, or fit" if device.type == "cuda" else "at least 2 (fit on a GPU)"
+        raise ConfigError(f"--batch is {text}; allowed: {allowed}")
+    return int(text)
 
 
 def _sizes(text: str, crop: int) -> tuple[int, ...]:
@@ -134,7 +166,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--device", choices=("cpu", "cuda"), default="", help="default: cuda where there is a GPU")
     add("--model", default="resnet50", help="a network of fasttrain (default: %(default)s)")
     add("--crop", type=int, default=200, help="side of the full-size batch, pixels (%(default)s)")
-    add("--batch", type=int, default=16, help="images per step (%(default)s)")
+    add("--batch", default="16", help="images per step, or fit: what a GPU can hold (%(default)s)")
     add("--subnets", type=int, default=6, help="K, subnets per step (%(default)s)")
     add("--space", default="space3", help="sampling space of the modes with K subnets (%(default)s)")
     add("--sizes", default="", help="sides of downscaled batches, pixels (crop 200: 96,112,128,160,176,192)")
@@ -188,6 +220,14 @@ def create_trainee(settings: Settings, network: StagedNetwork, mode: Mode) -> Tr
     return Trainee(own, mode, settings.device)
 
 
+def create_trainees(
+    settings: Settings, network: StagedNetwork, modes: Sequence[Mode]
+) -> dict[tuple[bool, Variant], Trainee]:
+    """One trainee for all modes that are executed alike, by `trainee_key`."""
+    one_of_each = {trainee_key(mode): mode for mode in modes}
+    return {key: create_trainee(settings, network, mode) for key, mode in one_of_each.items()}
+
+
 def create_network(settings: Settings) -> StagedNetwork:
     """The network whose weights all modes start from.
 
@@ -227,15 +267,14 @@ def time_modes(
     rows: Rows,
 ) -> int:
     """Time every mode once per draw; rows are written after each draw. Returns how many draws there were."""
-    one_of_each = {trainee_key(mode): mode for mode in modes}
-    trainees = {key: create_trainee(settings, network, mode) for key, mode in one_of_each.items()}
+    trainees = create_trainees(settings, network, modes)
 
     def timed(mode: Mode, draw: Draw) -> float:
         batch = load(settings, mode, images, targets, draw)
         return trainees[trainee_key(mode)].timed(mode, batch, draw)
 
     if settings.device.type == "cuda":
-        _tune(modes, timed)
+        _tune(settings, modes, timed, rows)
     for step in range(settings.draws, settings.draws + settings.warmup):
         for mode in modes:
             timed(mode, mode.draw(step))
@@ -252,15 +291,23 @@ def time_modes(
     return settings.draws
 
 
-def _tune(modes: Sequence[Mode], timed: Callable[[Mode, Draw], float]) -> None:
-    """Run the whole network at every side once, so that no algorithm is chosen within a measurement."""
+def _tune(
+    settings: Settings, modes: Sequence[Mode], timed: Callable[[Mode, Draw], float], rows: Rows
+) -> None:
+    """Run the whole network at every side once, so that no algorithm is chosen within a measurement.
+
+    What it takes, kernels' compilation included, is a row of the first mode of each trainee.
+    """
     done = set()
     for mode in modes:
-        for side in mode.options.sizes:
-            if (trainee_key(mode), side) not in done:
-                _progress(f"tuning {mode.name} for {side} pixels")
-                timed(mode, Draw((mode.method.full,), (1.0,), (side,)))
-                done.add((trainee_key(mode), side))
+        begin = time.perf_counter()
+        sides = [side for side in mode.options.sizes or (0,) if (trainee_key(mode), side) not in done]
+        for side in sides:
+            _progress(f"tuning {mode.name}{f' for {side} pixels' if side else ''}")
+            timed(mode, Draw((mode.method.full,), (1.0,), (side,)) if side else mode.draw(0))
+            done.add((trainee_key(mode), side))
+        if sides:
+            add_row(rows, settings, mode, "tuning", time.perf_counter() - begin, "s", "first")
 
 
 def add_row(

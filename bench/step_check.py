@@ -11,7 +11,7 @@ from torch import Tensor
 from fasttrain.models import StagedNetwork, create_model
 
 from .accuracy import Comparison
-from .kernels.case import Check
+from .case import Check
 from .modes import Setup, build_mode
 from .trainee import Trainee
 

@@ -1,7 +1,8 @@
-"""`python -m bench kernels`: each fused operation against plain PyTorch; one module per operation.
+"""`python -m bench kernels`: how fast each fused operation is on a GPU; one module per operation.
 
-First every operation's correctness on the device; what is wrong there is not timed. Then, on a GPU, each
-case's implementations in turn, with inputs rotating so that none finds its own in the cache.
+First every operation's correctness there (see `bench.checks`); what is wrong is not timed. Then each case's
+implementations in turn, with inputs rotating so that none finds its own in the cache. On a CPU, where the
+kernels run in Triton's interpreter, whose speed says nothing, correctness is all.
 """
 
 from __future__ import annotations
@@ -14,18 +15,11 @@ from types import ModuleType
 
 import torch
 
-from fasttrain.errors import ConfigError, RunError
+from fasttrain.errors import ConfigError
 
 from ..arguments import Parser, check_least
+from ..checks import OPERATIONS, WrongResultError, checks_of, examine
 from ..measure import choose_device
-from .case import Check
-
-OPERATIONS = ("normalized_loss", "batchnorm_act", "batchnorm_act_pool", "batchnorm_act_conv1x1")
-"""The folders of `kernels/`; each has a module of this package, with `checks(device)` and `cases(device)`."""
-
-
-class WrongResultError(RunError):
-    """An operation's results are not accurate enough."""
 
 
 def main(argv: Sequence[str]) -> None:
@@ -42,15 +36,16 @@ def main(argv: Sequence[str]) -> None:
         if name not in OPERATIONS:
             raise ConfigError(f"--ops holds {name!r}; allowed: {', '.join(OPERATIONS)}")
     check_least(options, calls=3)
-    modules = {name: importlib.import_module(f"bench.kernels.{name}") for name in names}
-    wrong = [name for name, module in modules.items() if not holds(name, module.checks(device), device)]
+    wrong = [
+        name
+        for name in names
+        if any(outcome.fault for outcome in examine(name, checks_of(name, device), device))
+    ]
     if device.type == "cpu":
-        print(
-            "A CPU, by Triton's interpreter, whose speed says nothing: correctness is all that is measured, "
-            "and no file is written."
-        )
+        print("A CPU, by Triton's interpreter: correctness is all that is measured, and no file is written.")
     else:
-        _measure({n: m for n, m in modules.items() if n not in wrong}, device, options.calls, options.output)
+        modules = {n: importlib.import_module(f"bench.kernels.{n}") for n in names if n not in wrong}
+        _measure(modules, device, options.calls, options.output)
     if wrong:
         raise WrongResultError(f"wrong on {device}: {', '.join(wrong)}")
 
@@ -63,20 +58,6 @@ def _parser() -> argparse.ArgumentParser:
     add("--calls", type=int, default=30, help="timed calls per implementation and case (%(default)s)")
     add("-o", "--output", type=Path, help="CSV file (default: bench/results/<device>/kernels.csv)")
     return parser
-
-
-def holds(name: str, checks: Sequence[Check], device: torch.device) -> bool:
-    """Run checks, and say how they went; whether all hold."""
-    failures = 0
-    for check in checks:
-        try:
-            for comparison in check.compare():
-                comparison.check()
-        except Exception as error:  # whatever it is, the others are still checked
-            failures += 1
-            print(f"{name}: WRONG: {check.label}: {type(error).__name__}: {error}")
-    print(f"{name}: {len(checks) - failures} of {len(checks)} checks hold on {device}", flush=True)
-    return not failures
 
 
 def _measure(modules: dict[str, ModuleType], device: torch.device, calls: int, output: Path | None) -> None:

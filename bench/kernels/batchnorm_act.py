@@ -15,7 +15,7 @@ from fasttrain.kernels.batchnorm_act import batch_norm_act
 from fasttrain.kernels.runtime import Kernels
 
 from ..accuracy import Comparison
-from .case import Case, Check
+from ..case import Case, Check
 
 Operation = Callable[..., Tensor]
 

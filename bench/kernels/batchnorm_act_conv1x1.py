@@ -15,7 +15,7 @@ from fasttrain.kernels.batchnorm_act_conv1x1 import Norm, batch_norm_act_conv1x1
 from fasttrain.kernels.runtime import Kernels
 
 from ..accuracy import Comparison
-from .case import Case, Check
+from ..case import Case, Check
 
 _EPS = 1e-5
 

@@ -13,9 +13,9 @@ from fasttrain.kernels.batchnorm_act_pool import batch_norm_act_pool
 from fasttrain.kernels.runtime import Kernels
 
 from ..accuracy import Comparison
+from ..case import Case, Check
 from . import batchnorm_act
 from .batchnorm_act import Inputs, Setting, compare_operation, compiled, run
-from .case import Case, Check
 
 SETTINGS = (
     Setting(shape=(3, 16, 9, 11)),

@@ -13,7 +13,7 @@ from torch import Tensor
 from fasttrain.kernels.normalized_loss import StimulativeLoss, stimulative_loss
 
 from ..accuracy import Comparison
-from .case import Case, Check
+from ..case import Case, Check
 
 _SIZES = (
     (256, 1000, (1, 4, 6, 8)),

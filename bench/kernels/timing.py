@@ -15,9 +15,9 @@ import numpy as np
 import torch
 
 from .. import measure
+from ..case import Case
 from ..rows import PLACE, Row, Rows, default_output, environment
 from ..summary import table
-from .case import Case
 
 COLUMNS = ("bench", "op", "shape", "implementation", "metric", "p20", "p50", "p80", "unit", "triton", *PLACE)
 

@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 import torch
 
+import bench.checks
 import bench.kernels
 from bench.__main__ import main
 from bench.accuracy import Comparison
+from bench.case import Case, Check
 from bench.kernels import timing
-from bench.kernels.case import Case, Check
 
 
 def test_one_operation_on_a_cpu(capsys: pytest.CaptureFixture[str]) -> None:
@@ -69,10 +70,10 @@ def test_wrong_results_are_named_and_not_timed(
 ) -> None:
     module = SimpleNamespace(checks=lambda device: [Check("odd shapes", compare)])
     measured: list[str] = []
-    monkeypatch.setattr(bench.kernels.importlib, "import_module", lambda name: module)
+    monkeypatch.setattr(bench.checks.importlib, "import_module", lambda name: module)
     monkeypatch.setattr(bench.kernels, "choose_device", lambda name: torch.device("meta"))
     monkeypatch.setattr(bench.kernels, "_measure", lambda modules, *rest: measured.extend(modules))
-    with pytest.raises(bench.kernels.WrongResultError, match="wrong on meta: batchnorm_act"):
+    with pytest.raises(bench.checks.WrongResultError, match="wrong on meta: batchnorm_act"):
         bench.kernels.main(["--ops", "batchnorm_act"])
     assert "batchnorm_act: WRONG: odd shapes: " in capsys.readouterr().out
     assert measured == []

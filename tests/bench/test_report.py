@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import report
+from bench import report, tables
 from bench.__main__ import main
 from fasttrain.errors import ConfigError
 
@@ -14,7 +14,7 @@ from fasttrain.errors import ConfigError
 def test_the_readme_holds_what_was_measured(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", "--check"]) == 0, capsys.readouterr().err
     names = {name for _, name, _, _ in report._BLOCK.findall(report.README.read_text())}
-    assert {"demo", "step"} <= names <= set(report.TABLES)
+    assert {"demo", "step"} <= names <= set(tables.TABLES)
 
 
 @pytest.fixture
@@ -53,16 +53,57 @@ def test_kernels_and_walk(results: Path) -> None:
         "copy,1,torch,rate,4e12\n"
         "loss,2x3,eager,seconds,4e-3\nloss,2x3,triton,seconds,1e-3\nloss,2x3,triton,moved,2e9\n"
     )
-    assert report.kernels_table(results)[2:] == [["`loss`", "2x3", "1000.0", "4.00", "-", "2000", "50 %"]]
+    assert tables.kernels_table(results)[2:] == [["`loss`", "2x3", "1000.0", "4.00", "-", "2000", "50 %"]]
     (results / "walk.csv").write_text(
         "model,space,crop,batch,metric,value\n"
         "resnet50,default,224,8,ratio,6.5\nresnet50,default,224,8,block_ratio,7.25\n"
     )
-    assert report.walk_table(results)[2:] == [["resnet50, default", "6.50", "7.25", "224", "8"]]
+    assert tables.walk_table(results)[2:] == [["resnet50, default", "6.50", "7.25", "224", "8"]]
+
+
+def write_study(folder: Path) -> None:
+    lines = ["bench,method,seed,metric,value,model,images,crop,epochs"]
+    for seed in (0, 1, 2):
+        for method, main_top1 in (("ct", 80), ("stpp-r1", 84)):
+            own = {"main": main_top1 + seed, "subnets_mean": 60, "subnets_deviation": 5, "subnets_worst": 40}
+            lines += [f"study,{method},{seed},{k},{v},net,100,32,9" for k, v in own.items()]
+    (folder / "study.csv").write_text("\n".join(lines) + "\n")
+
+
+def test_study_and_checks(results: Path) -> None:
+    write_study(results)
+    assert tables.study_table(results)[2:] == [
+        ["*net, 100 images of 32 px, 9 epochs*", "", "", "", "", ""],
+        ["`ct`", "81.00 ± 1.00", "60.00 ± 0.00", "5.00 ± 0.00", "40.00 ± 0.00", "3"],
+        ["`stpp-r1`", "85.00 ± 1.00", "60.00 ± 0.00", "5.00 ± 0.00", "40.00 ± 0.00", "3"],
+    ]
+    (results / "checks.csv").write_text(
+        "op,check,results,worst,holds\nloss,a,3,0.25,1\nloss,b,2,0.5,0\nstep,ct,1,0.125,1\n"
+    )
+    assert tables.checks_table(results)[2:] == [
+        ["`loss`", "1 of 2", "5", "0.50"],
+        ["`step`", "1 of 1", "1", "0.12"],
+    ]
+
+
+def test_plots_stand_beside_their_files(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """And are the same bytes when drawn again."""
+    write_study(results)
+    rows = "ct,seconds,2\nct,flops,4\nst,seconds,3\nst,flops,6\n"
+    (results / "step.csv").write_text(f"mode,metric,value\n{rows}")
+    readme = results / "README.md"
+    readme.write_text("nothing")
+    assert main(["report", "--readme", str(readme)]) == 0
+    pictures = {path.name: path.read_bytes() for path in results.glob("*.png")}
+    assert set(pictures) == {"step.png", "study.png"}
+    assert all(picture.startswith(b"\x89PNG") and len(picture) > 5000 for picture in pictures.values())
+    assert "study.png" in capsys.readouterr().out
+    assert main(["report", "--readme", str(readme)]) == 0
+    assert {path.name: path.read_bytes() for path in results.glob("*.png")} == pictures
 
 
 def test_mistakes_are_named(results: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="table is 'nix'; allowed: step, walk"):
+    with pytest.raises(ConfigError, match="table is 'nix'; allowed: step, step-224"):
         report.render("<!-- bench:nix gpu -->\n<!-- /bench -->")
     with pytest.raises(ConfigError, match=r"table step nowhere: .*step\.csv: No such file"):
         report.render("<!-- bench:step nowhere -->\n<!-- /bench -->")

@@ -7,6 +7,7 @@ import itertools
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,16 +15,17 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from bench import measure, modes, naive
+import bench.step
+from bench import fit, measure, modes, naive
 from bench.__main__ import COMMANDS, main
-from bench.modes import MODES, Mode, Setup, default_sizes, prefixes, widest
+from bench.modes import MODES, Batch, Mode, Setup, default_sizes, prefixes, widest
 from bench.rows import STEP_COLUMNS, Rows
 from bench.step import count_flops
-from bench.trainee import train_step
+from bench.trainee import Trainee, train_step
 from bench.variants import VARIANTS, Variant
-from fasttrain.errors import ConfigError
+from fasttrain.errors import ConfigError, OutOfMemoryError
 from fasttrain.models import StagedNetwork, TreeForward, create_model
-from fasttrain.subnets import PrefixTree, depths_of, ordered_space
+from fasttrain.subnets import Draw, PrefixTree, depths_of, ordered_space
 
 CPU = torch.device("cpu")
 SETUP = Setup(subnets=3, space="default", crop=32, sizes=(16, 24), seed=0)
@@ -293,6 +295,7 @@ def test_rows_replace_an_older_file_only_when_there_are_some(tmp_path: Path) -> 
         (["step", "--modes", "naive:plain"], "'naive:plain'", "published"),
         (["step", "--modes", "timm", "--model", "cifar_resnet20", "--crop", "32"], "'timm'", "timm's"),
         (["step", "--batch", "1"], "1", "at least 2"),
+        (["step", "--batch", "fit"], "fit", "at least 2 (fit on a GPU)"),
         (["step", "--draws", "0"], "0", "at least 1"),
         (["step", "--draws", "many"], "many", "int"),
         (["step", "--crop", "16"], "16", "at least 32"),
@@ -373,3 +376,34 @@ def test_a_variant_of_a_mode_is_measured_beside_it(tmp_path: Path) -> None:
         for mode in modes.split(",")
     }
     assert flops["ct"] == flops["ct:contiguous"]
+
+
+def test_the_largest_batch_is_found_by_doubling() -> None:
+    tried: list[int] = []
+
+    def holds(batch: int) -> bool:
+        tried.append(batch)
+        return batch <= 100
+
+    assert fit.largest_batch(holds) == 64
+    assert tried == [2, 4, 8, 16, 32, 64, 128]
+    with pytest.raises(OutOfMemoryError, match="not even 2 images"):
+        fit.largest_batch(lambda batch: False)
+
+
+def test_a_batch_that_runs_out_of_memory_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = ["--device", "cpu", "--model", "cifar_resnet20", "--num-classes", "10", "--crop", "32"]
+    settings = bench.step.parse([*arguments, "--space", "default", "--modes", "ct,stpp-r1,naive"])
+    seen = []
+    train = Trainee.train
+
+    def scarce(self: Trainee, mode: Mode, batch: Batch, draw: Draw) -> Tensor:
+        seen.append((mode.name, len(batch.images)))
+        if len(batch.images) > 4 and mode.name == "stpp-r1":
+            raise torch.OutOfMemoryError
+        return train(self, mode, batch, draw)
+
+    monkeypatch.setattr(Trainee, "train", scarce)
+    assert fit.largest_batch(partial(bench.step.holds_batch, settings)) == 4
+    assert seen[:3] == [("ct", 2), ("stpp-r1", 2), ("naive", 2)]
+    assert seen[-1] == ("stpp-r1", 8)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +11,11 @@ import pytest
 import torch
 from PIL import Image
 
-from bench import kernels, step, step_check, walk
+from bench import checks, step, step_check, walk
 from bench.__main__ import main
-from bench.kernels import WrongResultError
+from bench.accuracy import Comparison
+from bench.case import Check
+from bench.checks import WrongResultError
 
 CPU = torch.device("cpu")
 
@@ -97,20 +99,46 @@ def test_the_suite_measures_nothing_that_is_wrong_and_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     calls: list[str] = []
-    monkeypatch.setattr(kernels, "main", record(calls, "kernels", WrongResultError("loss is wrong")))
     monkeypatch.setattr(step, "main", record(calls, "step"))
-    monkeypatch.setattr(walk, "main", record(calls, "walk"))
-    monkeypatch.setattr(step_check, "checks", lambda device: [])
+    monkeypatch.setattr(walk, "main", record(calls, "walk", WrongResultError("the walk is wrong")))
+    monkeypatch.setattr(checks, "run", lambda *_: ["normalized_loss"])
     arguments = ["suite", "--device", "cpu", "--minutes", "3", "-o", str(tmp_path)]
     assert main(arguments) == 1
-    assert "not right on cpu: kernels" in capsys.readouterr().err
-    assert [call.split()[0] for call in calls] == ["kernels", "step", "walk"]
-    assert "--minutes 1.8" in calls[1]
-    assert str(tmp_path / "walk.csv") in calls[2]
-    monkeypatch.setattr(kernels, "holds", lambda *_: False)
+    assert "wrong on cpu: normalized_loss" in capsys.readouterr().err
+    assert [call.split()[0] for call in calls] == ["step", "walk"]
+    assert "--minutes 1.5" in calls[0]
+    assert str(tmp_path / "walk.csv") in calls[1]
+    monkeypatch.setattr(checks, "run", lambda *_: ["step"])
     calls.clear()
     assert main(arguments) == 1
-    assert [call.split()[0] for call in calls] == ["kernels", "walk"]
+    assert [call.split()[0] for call in calls] == ["walk"]
+
+
+def test_checks_leave_a_row_each(tmp_path: Path) -> None:
+    path = tmp_path / "checks.csv"
+    assert main(["checks", "--device", "cpu", "--ops", "batchnorm_act_pool", "-o", str(path)]) == 0
+    rows = read(path)
+    assert len(rows) == len(checks.checks_of("batchnorm_act_pool", CPU)) > 0
+    assert {(row["op"], row["holds"], row["fault"]) for row in rows} == {("batchnorm_act_pool", "1", "")}
+    assert all(0 < float(row["worst"]) <= 1 and int(row["results"]) > 0 for row in rows)
+    assert main(["checks", "--device", "cpu", "--ops", "nix"]) == 2
+
+
+def test_wrong_results_have_rows_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def wrong() -> Iterator[Comparison]:
+        exact = torch.ones(2, dtype=torch.float64)
+        yield Comparison("right", exact.float(), exact.float(), exact)
+        yield Comparison("broken", exact.float() + 1, exact.float(), exact)
+
+    monkeypatch.setattr(checks, "checks_of", lambda name, device: [Check("case", wrong)])
+    path = tmp_path / "checks.csv"
+    assert main(["checks", "--device", "cpu", "--ops", "step", "-o", str(path)]) == 1
+    (row,) = read(path)
+    assert (row["holds"], row["results"], row["worst"]) == ("0", "1", "0.0")
+    assert "broken" in row["fault"]
+    assert "wrong on cpu: step" in capsys.readouterr().err
 
 
 def test_suite_mistakes(capsys: pytest.CaptureFixture[str]) -> None:

@@ -61,7 +61,7 @@ def kernels_of(operation: str) -> set[str]:
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_every_operation_has_its_files(operation: str) -> None:
     """A specification, a test file, and an entry in the benchmark."""
-    from bench.kernels import OPERATIONS as MEASURED
+    from bench.checks import OPERATIONS as MEASURED
 
     for path in (
         f"kernels/{operation}/reference.py",

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from bench.kernels.case import Check
+from bench.case import Check
 from bench.kernels.normalized_loss import Inputs, checks, compare
 from fasttrain.kernels import runtime
 from fasttrain.kernels.normalized_loss import StimulativeLoss, implementation, stimulative_loss

@@ -1,4 +1,4 @@
-"""What one operation's module in this folder tells `python -m bench kernels`: what to check, what to time."""
+"""What a module of `bench.kernels`, one per operation, tells the benchmarks: what to check, what to time."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..accuracy import Comparison
+from .accuracy import Comparison
 
 
 @dataclass(frozen=True, slots=True)
