@@ -87,7 +87,7 @@ def storage_bytes(tensors: Iterable[Tensor]) -> int:
 def launches(call: Callable[[], object]) -> int:
     """Kernels, copies and fills that one call puts on the GPU."""
     torch.cuda.synchronize()
-    with profile(activities=[ProfilerActivity.CUDA]) as profiler:
+    with profile(activities=[ProfilerActivity.CUDA], acc_events=True) as profiler:
         call()
         torch.cuda.synchronize()
     return sum(event.device_type == torch.autograd.DeviceType.CUDA for event in profiler.events())
@@ -161,7 +161,7 @@ def _allocator_events(call: Callable[[], object]) -> Iterator[int]:
 
     Releases of what was allocated before are not reported.
     """
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as profiler:
         call()
     with tempfile.TemporaryDirectory() as folder:
         trace = Path(folder) / "trace.json"

@@ -88,6 +88,7 @@ def test_study_and_checks(results: Path) -> None:
 
 def test_plots_stand_beside_their_files(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """And are the same bytes when drawn again."""
+    pytest.importorskip("matplotlib")
     write_study(results)
     rows = "ct,seconds,2\nct,flops,4\nst,seconds,3\nst,flops,6\n"
     (results / "step.csv").write_text(f"mode,metric,value\n{rows}")
