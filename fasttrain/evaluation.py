@@ -30,7 +30,7 @@ class Accuracy:
 
 
 class NodeStatistics:
-    """Batch-norm mean and variance of each node of a prefix tree.
+    """Batch-norm mean and variance of each node of a prefix tree; a leaf's cover the head after it, too.
 
     A node's statistics depend only on what is upstream of it, so that subnets that share a node share its
     statistics too, and all subnets of a space cost one walk.
@@ -41,6 +41,8 @@ class NodeStatistics:
         self.layers = {ROOT: [bn for module in network.stem_modules for bn in batch_norms(module)]}
         for index, node in enumerate(tree.nodes):
             self.layers[index] = batch_norms(network.stages[node.ref.stage][node.ref.block])
+        for leaf in set(tree.leaves):
+            self.layers[leaf] += [bn for module in network.head_modules for bn in batch_norms(module)]
         self.images = torch.zeros((), dtype=torch.float64)
         self.sums: dict[tuple[int, _BatchNorm], Tensor] = {}
         self.current = ROOT

@@ -50,6 +50,11 @@ class CifarResNet(ResidualStages):
         """Convolution, batch norm, ReLU."""
         return [self.conv1, self.bn1, self.act1]
 
+    @property
+    def head_modules(self) -> Sequence[nn.Module]:
+        """The classifier."""
+        return [self.fc]
+
     def stem(self, x: Tensor) -> Tensor:
         """[B, 3, H, W] to [B, 16, H, W]."""
         for module in self.stem_modules:

@@ -57,16 +57,17 @@ class ResNet(ResidualStages):
     def __init__(self, source: timm_resnet.ResNet) -> None:
         """Take over `source`, which must not be used afterwards."""
         super().__init__()
-        for name, child in source.named_children():
-            self.add_module(name, child)
-        self.num_classes = source.num_classes
-        self.reduction = source.feature_info[-1]["reduction"]
-        self.drop_rate = float(source.drop_rate)
+        self.take_over(source)
 
     @property
     def stem_modules(self) -> Sequence[nn.Module]:
         """Convolution (or three), batch norm, ReLU, max-pool."""
         return [self.conv1, self.bn1, self.act1, self.maxpool]  # type: ignore[list-item]
+
+    @property
+    def head_modules(self) -> Sequence[nn.Module]:
+        """Global pooling, classifier."""
+        return [self.global_pool, self.fc]  # type: ignore[list-item]
 
     def stem(self, x: Tensor) -> Tensor:
         """[B, 3, H, W] to [B, C, H/4, W/4]."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -39,6 +40,11 @@ class StagedNetwork(nn.Module, ABC):
     def stem_modules(self) -> Sequence[nn.Module]:
         """The modules that `stem` runs."""
 
+    @property
+    @abstractmethod
+    def head_modules(self) -> Sequence[nn.Module]:
+        """The modules that `head` runs."""
+
     @abstractmethod
     def stem(self, x: Tensor) -> Tensor:
         """[B, 3, H, W] images to the first stage's input."""
@@ -55,6 +61,10 @@ class StagedNetwork(nn.Module, ABC):
     def shortcut(self, block: nn.Module, x: Tensor) -> Tensor:
         """A block without its residual branch."""
 
+    def has_shortcut(self, block: nn.Module) -> bool:
+        """Whether a block adds its input, or a projection of it, to its residual branch."""
+        return True
+
     @property
     def depths(self) -> Depths:
         """Blocks per stage."""
@@ -65,9 +75,23 @@ class StagedNetwork(nn.Module, ABC):
         """The main network as a subnet of itself: every block."""
         return ordered_subnet(self.depths)
 
+    @property
+    def without_shortcut(self) -> frozenset[BlockRef]:
+        """The blocks without a shortcut: no subnet can do without them, nor run a part of them."""
+        return frozenset(ref for ref in self.full if not self.has_shortcut(self.stages[ref.stage][ref.block]))
+
     def run_block(self, ref: BlockRef, x: Tensor) -> Tensor:
-        """Run one block, or one part of it."""
+        """Run one block, or one part of it.
+
+        Raises:
+            ValueError: a part of a block without a shortcut.
+        """
         block = self.stages[ref.stage][ref.block]
+        if ref.part != Part.WHOLE and not self.has_shortcut(block):
+            raise ValueError(
+                f"the subnet holds {ref}; block {ref.block} of stage {ref.stage} has no shortcut; allowed: "
+                f"{Part.WHOLE!r}"
+            )
         if ref.part == Part.BRANCH:
             return self.branch(block, x)
         if ref.part == Part.SHORTCUT:
@@ -140,6 +164,14 @@ class StagedNetwork(nn.Module, ABC):
             raise ValueError(f"depths are {depths}; allowed: 1 to {self.depths} blocks per stage")
         return ordered_subnet(depths)
 
+    def take_over(self, source: Any) -> None:
+        """Make a timm model's modules one's own, under their own names; it must not be used afterwards."""
+        for name, child in source.named_children():
+            self.add_module(name, child)
+        self.num_classes = source.num_classes
+        self.reduction = source.feature_info[-1]["reduction"]
+        self.drop_rate = float(source.drop_rate)
+
 
 class TreeWalk:
     """One pass over a prefix tree; activations are released as soon as nothing reads them any more.
@@ -182,10 +214,17 @@ class TreeWalk:
             self._announce(index)
             x = self.network.run_block(ref, self._read(parent))
             if index in leaves:
-                self.logits[index] = self.network.head(x)
+                self.logits[index] = self._head(index, x)
             if self.unread[index]:
                 self.activations[index] = x
         self.done = stop
+
+    def _head(self, index: int, x: Tensor) -> Tensor:
+        if index == self.tree.leaves[0]:
+            return self.network.head(x)
+        # a subnet that is a prefix of the main network ends within its pass
+        with frozen_statistics(*self.network.head_modules):
+            return self.network.head(x)
 
     def _announce(self, index: int) -> None:
         if self.before is not None:
@@ -202,9 +241,9 @@ def batch_norms(module: nn.Module) -> list[_BatchNorm]:
 
 
 @contextmanager
-def frozen_statistics(module: nn.Module) -> Iterator[None]:
+def frozen_statistics(*modules: nn.Module) -> Iterator[None]:
     """Batch norm in training mode normalizes by the batch, but leaves the running statistics as they are."""
-    layers = [layer for layer in batch_norms(module) if layer.track_running_stats]
+    layers = [layer for module in modules for layer in batch_norms(module) if layer.track_running_stats]
     for layer in layers:
         layer.track_running_stats = False
     try:
