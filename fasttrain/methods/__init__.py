@@ -27,6 +27,7 @@ def build_method(config: Config, network: StagedNetwork, kernels: Kernels = "ref
         mean=config.data.mean,
         std=config.data.std,
         kernels=kernels,
+        without_shortcut=network.without_shortcut,
     )
 
 

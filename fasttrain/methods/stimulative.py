@@ -12,7 +12,7 @@ from .. import config
 from ..kernels.normalized_loss import StimulativeLoss, stimulative_loss
 from ..kernels.runtime import Kernels
 from ..randomness import draw_sizes
-from ..subnets import Draw, PrefixTree, Subnet, draw_subnets, sampling_space
+from ..subnets import BlockRef, Draw, PrefixTree, Subnet, draw_subnets, sampling_space
 from .inputs import cascade, deal
 from .method import Plan
 
@@ -40,6 +40,7 @@ class Stimulative:
         mean: Sequence[float],
         std: Sequence[float],
         kernels: Kernels = "reference",
+        without_shortcut: frozenset[BlockRef] = frozenset(),
     ) -> None:
         """Set up for one network and run.
 
@@ -52,13 +53,14 @@ class Stimulative:
             mean: of the images' normalization, which cascaded inputs repeat.
             std: likewise.
             kernels: implementation of the loss.
+            without_shortcut: the network's blocks without a shortcut.
 
         Raises:
             ConfigError: a sampling space that does not fit the network.
         """
         self.options, self.full, self.seed, self.epochs = options, full, seed, epochs
         self.mean, self.std, self.kernels = mean, std, kernels
-        self.space = sampling_space(options.sampling, options.space, depths)
+        self.space = sampling_space(options.sampling, options.space, depths, without_shortcut)
 
     def plan(self, images: Tensor, small: Sequence[Tensor], *, epoch: int, step: int) -> Plan:
         """Draw the step's subnets and plan their pass with the main network."""

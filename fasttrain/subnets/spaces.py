@@ -109,20 +109,25 @@ class StochasticSpace:
 
 @dataclass(frozen=True, slots=True)
 class RawSpace:
-    """Raw sampling: one path of the unraveled view (Veit et al. 2016), a branch or a shortcut per block."""
+    """Raw sampling: one path of the unraveled view (Veit et al. 2016), a branch or a shortcut per block.
+
+    Blocks without a shortcut are on every path, whole.
+    """
 
     depths: Depths
+    without_shortcut: frozenset[BlockRef] = frozenset()
 
     def __len__(self) -> int:
-        """Two to the number of blocks."""
-        return int(2 ** sum(self.depths))
+        """Two to the number of blocks with a shortcut."""
+        return int(2 ** (sum(self.depths) - len(self.without_shortcut)))
 
     def draw(self, rng: np.random.Generator) -> Subnet:
         """One path, uniformly."""
         return tuple(
-            BlockRef(stage, block, Part.BRANCH if rng.random() < 0.5 else Part.SHORTCUT)
-            for stage, full in enumerate(self.depths)
-            for block in range(full)
+            ref
+            if ref in self.without_shortcut
+            else ref._replace(part=Part.BRANCH if rng.random() < 0.5 else Part.SHORTCUT)
+            for ref in ordered_subnet(self.depths)
         )
 
 
@@ -177,8 +182,16 @@ def _parse_space(spec: str, full: Depths) -> OrderedSpace:
     return OrderedSpace(minimum, maximum)
 
 
-def sampling_space(sampling: str, spec: str, depths: Sequence[int]) -> Space:
-    """The space of one sampling scheme: `ordered`, `stochastic` or `raw`.
+def sampling_space(
+    sampling: str, spec: str, depths: Sequence[int], without_shortcut: frozenset[BlockRef] = frozenset()
+) -> Space:
+    """The space of one sampling scheme.
+
+    Args:
+        sampling: `ordered`, `stochastic` or `raw`.
+        spec: see `ordered_space`; `default` with `raw`.
+        depths: the network's blocks per stage.
+        without_shortcut: its blocks without a shortcut, of which raw sampling takes no part.
 
     Raises:
         ConfigError: a `spec` that does not fit the network or the scheme.
@@ -186,7 +199,7 @@ def sampling_space(sampling: str, spec: str, depths: Sequence[int]) -> Space:
     if sampling == "raw":
         if spec != "default":
             raise ConfigError(f"method.space is {spec!r}; allowed: default with sampling=raw")
-        return RawSpace(tuple(depths))
+        return RawSpace(tuple(depths), without_shortcut)
     space = ordered_space(spec, depths)
     if sampling == "ordered":
         return space

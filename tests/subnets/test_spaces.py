@@ -12,6 +12,7 @@ import pytest
 from fasttrain.errors import ConfigError
 from fasttrain.randomness import draw_sizes
 from fasttrain.subnets import (
+    BlockRef,
     OrderedSpace,
     Part,
     depths_of,
@@ -124,6 +125,16 @@ def test_raw_subnets_use_every_block_in_part() -> None:
     subnet = sampling_space("raw", "default", (2, 3)).draw(np.random.default_rng(0))
     assert [ref[:2] for ref in subnet] == [(0, 0), (0, 1), (1, 0), (1, 1), (1, 2)]
     assert {ref.part for ref in subnet} <= {Part.BRANCH, Part.SHORTCUT}
+
+
+def test_raw_subnets_run_blocks_without_a_shortcut_whole() -> None:
+    whole = frozenset({BlockRef(0, 0), BlockRef(1, 0)})
+    space = sampling_space("raw", "default", (2, 3), whole)
+    drawn = {space.draw(np.random.default_rng(seed)) for seed in range(100)}
+    assert len(drawn) == len(space) == 2**3
+    for subnet in drawn:
+        assert [ref[:2] for ref in subnet] == [(0, 0), (0, 1), (1, 0), (1, 1), (1, 2)]
+        assert {ref for ref in subnet if ref.part == Part.WHOLE} == whole
 
 
 def test_draws_are_functions_of_seed_epoch_and_step() -> None:
