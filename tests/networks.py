@@ -1,10 +1,13 @@
-"""Small residual networks for tests."""
+"""Small networks for tests."""
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Callable
 
-from fasttrain.models import ResNet, StagedNetwork, initialize
+import torch
+from torch import nn
+
+from fasttrain.models import MobileNetV3, ResNet, StagedNetwork, initialize
 
 
 def tiny_resnet(
@@ -23,6 +26,33 @@ def tiny_resnet(
     network = ResNet(source)
     initialize(network)
     return network.double()
+
+
+def tiny_mobilenet(layers: tuple[int, ...], *, classes: int = 7, seed: int = 0) -> StagedNetwork:
+    """A timm MobileNetV3 of given blocks per stage, 8 to 8 * 2^(stages - 1) channels wide, in float64."""
+    from timm.models import mobilenetv3
+    from timm.models._efficientnet_builder import decode_arch_def
+
+    torch.manual_seed(seed)
+    stages = [
+        [f"ir_r{blocks}_k3_s{min(2, stage + 1)}_e2_c{8 * 2**stage}_se0.25"]
+        for stage, blocks in enumerate(layers)
+    ]
+    source = mobilenetv3.MobileNetV3(
+        decode_arch_def([*stages, ["cn_r1_k1_s1_c32"]]),
+        num_classes=classes,
+        stem_size=8,
+        num_features=32,
+        act_layer=nn.Hardswish,
+    )
+    return MobileNetV3(source).double()
+
+
+TINY: dict[str, Callable[[tuple[int, ...]], StagedNetwork]] = {
+    "resnet": tiny_resnet,
+    "mobilenet": tiny_mobilenet,
+}
+"""One tiny network of each family."""
 
 
 def tiny_images(count: int, side: int, seed: int = 0) -> torch.Tensor:

@@ -16,17 +16,17 @@ from fasttrain.evaluation import Accuracy, estimate_statistics, evaluate, evalua
 from fasttrain.hardware import Precision
 from fasttrain.models import StagedNetwork
 from fasttrain.subnets import Subnet, ordered_space, sample_distinct, sampling_space
-from tests.networks import tiny_images, tiny_resnet
+from tests.networks import TINY, tiny_images
 
 FP32 = Precision("fp32", "cpu")
 LAYERS = (2, 2, 3)
 Labelled = list[tuple[torch.Tensor, torch.Tensor]]
 
 
-@pytest.fixture
-def network() -> StagedNetwork:
+@pytest.fixture(params=TINY)
+def network(request: pytest.FixtureRequest) -> StagedNetwork:
     """A network whose running statistics are those of some training passes."""
-    network = tiny_resnet(LAYERS).train()
+    network = TINY[request.param](LAYERS).train()
     for seed in range(3):
         network(tiny_images(8, 32, seed))
     return network

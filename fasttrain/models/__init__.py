@@ -5,6 +5,7 @@ from __future__ import annotations
 from ..errors import ConfigError
 from .cifar_resnet import CIFAR_RESNETS, CifarResNet
 from .fuse import FusedBatchNorm, fuse_batch_norms, fuse_convolutions
+from .mobilenetv3 import CIFAR_MOBILENETS, MobileNetV3, create_mobilenetv3, is_mobilenetv3
 from .resnet import ResNet, create_timm_resnet, is_timm_resnet
 from .staged import (
     StagedNetwork,
@@ -16,15 +17,18 @@ from .staged import (
 )
 
 MODEL_FORMS = (
-    f"a timm ResNet (resnet18 ... resnet152, resnext50_32x4d, resnet50d, ...) or {', '.join(CIFAR_RESNETS)}"
+    "a timm ResNet (resnet18 ... resnet152, resnext50_32x4d, resnet50d, ...) or MobileNetV3 "
+    f"(mobilenetv3_large_100, mobilenetv3_small_100, ...), {', '.join([*CIFAR_RESNETS, *CIFAR_MOBILENETS])}"
 )
 
 
 def create_model(name: str, num_classes: int) -> StagedNetwork:
-    """A network with random weights, initialized as the published ST code does.
+    """A network with random weights: ResNets initialized as the published ST code does, MobileNetV3 (which
+    it lacks) as timm does.
 
     Args:
-        name: a timm ResNet's name, or cifar_resnet20, 32, 44, 56, 110.
+        name: a timm ResNet's or MobileNetV3's name, cifar_resnet20, 32, 44, 56, 110 or
+            cifar_mobilenetv3_large.
         num_classes: outputs of the classifier, at least 1.
 
     Raises:
@@ -32,6 +36,8 @@ def create_model(name: str, num_classes: int) -> StagedNetwork:
     """
     if num_classes < 1:
         raise ConfigError(f"num_classes is {num_classes}; allowed: at least 1")
+    if is_mobilenetv3(name):
+        return create_mobilenetv3(name, num_classes)
     if name in CIFAR_RESNETS:
         network: StagedNetwork = CifarResNet(CIFAR_RESNETS[name], num_classes)
     elif is_timm_resnet(name):
@@ -45,6 +51,7 @@ def create_model(name: str, num_classes: int) -> StagedNetwork:
 __all__ = [
     "CifarResNet",
     "FusedBatchNorm",
+    "MobileNetV3",
     "ResNet",
     "StagedNetwork",
     "TreeForward",

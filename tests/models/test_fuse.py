@@ -79,10 +79,13 @@ def test_a_fused_step_is_the_same(bottleneck: bool, convolutions: bool) -> None:
         ("resnetaa50d", 55, 55),
         ("seresnet50", 1, 53),
         ("cifar_resnet20", 19, 19),
+        ("mobilenetv3_large_100", 0, 46),
     ],
 )
 def test_what_is_fused(name: str, fused: int, norms: int) -> None:
-    """All of a plain ResNet; of one with attention in its blocks the stem alone; the names stay."""
+    """All of a plain ResNet; of one with attention in its blocks the stem alone; of a MobileNetV3, whose
+    batch norms hold their own activation, nothing; the names stay.
+    """
     network = create_model(name, 5)
     keys = list(network.state_dict())
     parameters = list(network.parameters())
@@ -104,6 +107,7 @@ def test_what_is_fused(name: str, fused: int, norms: int) -> None:
         ("resnetaa50d", 13, 27),  # not the three blocks that pool after their second batch norm
         ("seresnet50", 0, 0),
         ("resnet18", 0, 0),
+        ("mobilenetv3_small_100", 0, 0),
     ],
 )
 def test_which_convolutions_are_fused(name: str, blocks: int, fused: int) -> None:

@@ -38,7 +38,7 @@ class Conversions(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("batch_norm", ["torch", "reference"])
-@pytest.mark.parametrize("name", ["resnet50", "resnet18", "resnet50d"])
+@pytest.mark.parametrize("name", ["resnet50", "resnet18", "resnet50d", "mobilenetv3_large_100"])
 def test_no_layout_is_converted(name: str, batch_norm: str) -> None:
     network = create_model(name, 10).to(memory_format=torch.channels_last).train()
     if batch_norm != "torch":

@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from fasttrain.errors import ConfigError
 from fasttrain.models import batch_norms, create_model, frozen_statistics
 from fasttrain.subnets import BlockRef, Part, PrefixTree, ordered_subnet
-from tests.networks import tiny_images, tiny_resnet
+from tests.networks import TINY, tiny_images, tiny_resnet
 
 DEPTHS = {
     "resnet18": (2, 2, 2, 2),
@@ -27,6 +27,9 @@ DEPTHS = {
     "wide_resnet50_2": (3, 4, 6, 3),
     "resnet50d": (3, 4, 6, 3),
     "resnet26d": (2, 2, 2, 2),
+    "mobilenetv3_large_100": (1, 2, 3, 4, 2, 3),
+    "mobilenetv3_large_150d": (2, 3, 4, 5, 3, 4),
+    "mobilenetv3_small_100": (1, 2, 3, 2, 3),
 }
 
 
@@ -84,7 +87,9 @@ def test_initialization_is_the_published_codes() -> None:
     assert float(network.fc.weight.detach().std()) == pytest.approx(0.01, rel=0.01)  # type: ignore[union-attr, operator]
 
 
-@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "resnet51", "cifar_resnet21", ""])
+@pytest.mark.parametrize(
+    "name", ["vit_tiny_patch16_224", "resnet51", "mobilenetv4_conv_small", "cifar_resnet21", ""]
+)
 def test_unknown_names_are_refused(name: str) -> None:
     with pytest.raises(ConfigError, match="allowed: a timm ResNet"):
         create_model(name, 10)
@@ -134,12 +139,13 @@ def same(ours: list[torch.Tensor], theirs: list[torch.Tensor]) -> bool:
     return all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
-def test_running_statistics_are_the_main_networks_alone() -> None:
-    network = tiny_resnet((2, 2)).train()
+@pytest.mark.parametrize("family", TINY)
+def test_running_statistics_are_the_main_networks_alone(family: str) -> None:
+    network = TINY[family]((2, 2)).train()
     alone = copy.deepcopy(network)
     images, small = tiny_images(3, 32), tiny_images(3, 16, seed=1)
     trees = [
-        PrefixTree([network.full, ordered_subnet((1, 2))]),
+        PrefixTree([network.full, ordered_subnet((1, 2)), ordered_subnet((2, 1))]),
         PrefixTree([network.full, ordered_subnet((2, 1))]),
     ]
     network.forward_trees([images, small], trees)
@@ -147,8 +153,9 @@ def test_running_statistics_are_the_main_networks_alone() -> None:
     assert same(buffers(network), buffers(alone))
 
 
-def test_subnets_leave_running_statistics_alone() -> None:
-    network = tiny_resnet((2, 2)).train()
+@pytest.mark.parametrize("family", TINY)
+def test_subnets_leave_running_statistics_alone(family: str) -> None:
+    network = TINY[family]((2, 2)).train()
     before = buffers(network)
     network(tiny_images(3, 32), (1, 1))
     network.forward_tree(tiny_images(3, 32), [(1, 2), (2, 2)])

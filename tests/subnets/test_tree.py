@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import pytest
@@ -12,16 +14,22 @@ from hypothesis import strategies as st
 
 from fasttrain.models import StagedNetwork, TreeForward, TreeWalk
 from fasttrain.subnets import BlockRef, PrefixTree, Space, Subnet, ordered_subnet, sampling_space
-from tests.networks import tiny_images, tiny_resnet
+from tests.networks import tiny_images, tiny_mobilenet, tiny_resnet
+
+FAMILIES: tuple[Callable[..., StagedNetwork], ...] = (
+    tiny_resnet,
+    partial(tiny_resnet, bottleneck=True),
+    tiny_mobilenet,
+)
 
 
 @st.composite
 def cases(draw: st.DrawFn) -> tuple[StagedNetwork, list[list[Subnet]], list[int]]:
     """A network; subnets for the full-size batch (the main network first) and for several smaller ones."""
     layers = tuple(draw(st.lists(st.integers(1, 4), min_size=2, max_size=4)))
-    network = tiny_resnet(layers, bottleneck=draw(st.booleans()), seed=draw(st.integers(0, 99)))
+    network = draw(st.sampled_from(FAMILIES))(layers, seed=draw(st.integers(0, 99)))
     sampling = draw(st.sampled_from(["ordered", "stochastic", "raw"]))
-    space: Space = sampling_space(sampling, "default", layers)
+    space: Space = sampling_space(sampling, "default", layers, network.without_shortcut)
     seeds = st.integers(0, 10_000)
 
     def some(least: int) -> list[Subnet]:
