@@ -52,8 +52,12 @@ def _fuse(config: Config, network: StagedNetwork, device: torch.device) -> None:
     precision = choose_precision(config.run.precision, device)
     batch_norm = choose_batch_norm(config.model.batch_norm, device, precision, config.run.channels_last)
     conv1x1 = choose_conv1x1(config.model.conv1x1, batch_norm)
-    if batch_norm != "torch":
-        fuse_batch_norms(network, batch_norm)
+    fused = batch_norm != "torch" and fuse_batch_norms(network, batch_norm)
+    if config.model.batch_norm not in ("auto", "torch") and not fused:
+        raise ConfigError(
+            f"model.batch_norm is {batch_norm!r}; allowed for {config.model.name}, none of whose batch norms "
+            "can be fused: auto, torch"
+        )
     if conv1x1 != "torch" and not fuse_convolutions(network):
         raise ConfigError(
             f"model.conv1x1 is {conv1x1!r}; allowed for {config.model.name}, which has no plain bottlenecks: "

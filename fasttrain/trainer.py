@@ -39,7 +39,6 @@ from .evaluation import (
     use_statistics,
 )
 from .hardware import (
-    choose_batch_norm,
     choose_precision,
     configure_backends,
     describe,
@@ -378,13 +377,10 @@ class Trainer:
         config, device = self.config, self.process.device
         norms = batch_norms(self.network)
         fused = [layer for layer in norms if isinstance(layer, FusedBatchNorm)]
-        batch_norm = choose_batch_norm(
-            config.model.batch_norm, device, self.precision, config.run.channels_last
-        )
-        count = f" ({len(fused)} of {len(norms)} fused)" if fused else ""
+        batch_norm = f"{fused[0].implementation} ({len(fused)} of {len(norms)} fused)" if fused else "torch"
         conv1x1 = "" if config.model.conv1x1 == "torch" else f"1x1 convolutions {config.model.conv1x1}, "
         return (
-            f"kernels: loss {build.loss_kernels(config, device)}, batch norm {batch_norm}{count}, "
+            f"kernels: loss {build.loss_kernels(config, device)}, batch norm {batch_norm}, "
             f"{conv1x1}SGD {choose_impl(config.optim.impl, device)}"
         )
 

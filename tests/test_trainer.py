@@ -15,7 +15,7 @@ from PIL import Image
 from fasttrain import build, checkpoint
 from fasttrain.config import Config, Model
 from fasttrain.errors import CheckpointError, ConfigError, DataError, NonFiniteError
-from fasttrain.models import StagedNetwork
+from fasttrain.models import FusedBatchNorm, StagedNetwork
 from fasttrain.models.fuse import SharingBottleneck
 from fasttrain.recipes import recipe
 from fasttrain.reevaluate import evaluate_checkpoint
@@ -341,11 +341,41 @@ def test_fused_convolutions_train_as_plain_pytorch_does(
     assert evaluate_checkpoint(tmp_path / "fused" / "checkpoints" / "last.pt", subnets=0, device="cpu").main
 
 
-def test_the_configuration_fuses_convolutions() -> None:
-    def network(name: str, **model: Any) -> StagedNetwork:
-        config = Config(model=Model(name=name, **model))
-        return build.build_network(config, 5, torch.device("cpu"))
+def network(name: str, **model: Any) -> StagedNetwork:
+    config = Config(model=Model(name=name, **model))
+    return build.build_network(config, 5, torch.device("cpu"))
 
+
+@pytest.mark.parametrize("batch_norm", ["triton", "reference"])
+def test_batch_norms_that_cannot_be_fused_are_torchs_or_an_error(
+    batch_norm: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "mobilenetv3_small_050"
+    with pytest.raises(
+        ConfigError, match=rf"model.batch_norm is '{batch_norm}'; allowed for {name}, .*torch"
+    ):
+        network(name, batch_norm=batch_norm)
+    monkeypatch.setattr(build, "choose_batch_norm", lambda *_: batch_norm)  # what auto chooses on a GPU
+    assert not any(isinstance(module, FusedBatchNorm) for module in network(name).modules())
+
+
+def test_a_mobilenet_trains_and_is_evaluated(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build, "choose_batch_norm", lambda *_: "reference")  # as auto on a GPU chooses triton
+    changes = {
+        "model": {"name": "mobilenetv3_small_050"},
+        "method": {"subnet_inputs": "full", "sizes": (), "sizes_per_step": 1, "sampling": "raw"},
+        "run": {"epochs": 1, "max_steps": 2},
+        "evaluation": {"subnets": 3},
+    }
+    summary = train(configure(images, tmp_path, **changes))
+    assert np.isfinite(metrics(tmp_path / "run", "train")[-1]["loss"])
+    assert len(summary.subnets[0].top1) == 3
+    assert "batch norm torch, SGD" in capsys.readouterr().out
+
+
+def test_the_configuration_fuses_convolutions() -> None:
     reference: dict[str, Any] = {"batch_norm": "reference", "conv1x1": "reference"}
     assert any(isinstance(module, SharingBottleneck) for module in network("resnet50", **reference).modules())
     plain = network("resnet50", batch_norm="reference")
