@@ -14,7 +14,7 @@ from fasttrain import config
 from fasttrain.config import IMAGENET_MEAN, IMAGENET_STD
 from fasttrain.errors import ConfigError
 from fasttrain.methods import Common, Plan, Stimulative
-from fasttrain.models import StagedNetwork
+from fasttrain.models import StagedNetwork, batch_norms
 from fasttrain.randomness import draw_sizes
 from fasttrain.recipes.imagenet import FAST_SIZES, FAST_SIZES_CROP
 from fasttrain.step import TrainStep
@@ -243,7 +243,10 @@ def build_mode(name: str, setup: Setup, network: StagedNetwork, device: torch.de
     if variant not in VARIANTS or (mode == "naive" and variant != "published"):
         allowed = ", ".join(VARIANTS) if mode != "naive" else "published"
         raise ConfigError(f"--modes holds {name!r}; allowed after the colon: {allowed}")
-    return _CLASSES.get(mode, Mode)(name, VARIANTS[variant](device, precision), setup, network)
+    executed = VARIANTS[variant](device, precision)
+    if not any(type(layer) is nn.BatchNorm2d for layer in batch_norms(network)):
+        executed = dataclasses.replace(executed, batch_norm="torch")  # there is nothing that could be fused
+    return _CLASSES.get(mode, Mode)(name, executed, setup, network)
 
 
 def network_of(step: TrainStep) -> StagedNetwork:

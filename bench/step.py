@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from fasttrain.errors import ConfigError
-from fasttrain.models import ResNet, StagedNetwork, TreeForward, create_model
+from fasttrain.models import StagedNetwork, TreeForward, create_model
 from fasttrain.subnets import Draw
 
 from . import fit, measure
@@ -200,8 +200,10 @@ def create_mode(settings: Settings, name: str, network: StagedNetwork) -> Mode:
     Raises:
         ConfigError: see `build_mode`; timm's step of a network that timm lacks.
     """
+    import timm
+
     mode = build_mode(name, settings.setup, network, settings.device, settings.precision)
-    if isinstance(mode, Timm) and not isinstance(network, ResNet):
+    if isinstance(mode, Timm) and not timm.is_model(settings.model):
         raise ConfigError(
             f"--modes holds {name!r}, --model is {settings.model}; allowed: a network of timm's"
         )

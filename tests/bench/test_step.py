@@ -336,10 +336,11 @@ def test_help_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(command in out for command in COMMANDS)
 
 
-def test_timms_step_is_common_training() -> None:
+@pytest.mark.parametrize("name", ["resnet18", "mobilenetv3_small_050"])
+def test_timms_step_is_common_training(name: str) -> None:
     """The same loss and gradients as ours, from the same weights."""
-    network = create_model("resnet18", 10).double().train()
-    theirs = timm.create_model("resnet18", num_classes=10).double().train()
+    network = create_model(name, 10).double().train()
+    theirs = timm.create_model(name, num_classes=10).double().train()
     theirs.load_state_dict(network.state_dict())
     setup = Setup(subnets=3, space="default", crop=32, sizes=(16,), seed=0)
     results = []
@@ -357,6 +358,23 @@ def test_variants_are_what_they_say() -> None:
     assert variants["bf16"].precision == "bf16"
     assert variants["published"] == Variant("fp32", channels_last=False, tuned=False)
     assert variants["block"].compile == "block"
+
+
+def test_every_kind_of_step_runs_on_a_mobilenet(tmp_path: Path) -> None:
+    path = tmp_path / "step.csv"
+    names = "ct,timm,naive,stpp-r1,st,st-split,st-k"
+    model = ["--model", "mobilenetv3_small_050", "--draws", "1", "--warmup", "0"]
+    assert main([*TINY, *model, "--modes", names, "-o", str(path)]) == 0
+    with path.open() as file:
+        flops = {row["mode"]: float(row["value"]) for row in csv.DictReader(file) if row["metric"] == "flops"}
+    assert flops["ct"] == flops["timm"] < flops["st"] < flops["st-split"]
+    assert flops["stpp-r1"] < flops["naive"]
+
+
+def test_batch_norms_that_cannot_be_fused_are_measured_as_torchs(network: StagedNetwork) -> None:
+    mobilenet = create_model("mobilenetv3_small_050", 10)
+    assert build_mode("ct:triton", SETUP, network).variant.batch_norm == "triton"
+    assert build_mode("ct:triton", SETUP, mobilenet).variant.batch_norm == "torch"
 
 
 def test_a_variant_of_a_mode_is_measured_beside_it(tmp_path: Path) -> None:
