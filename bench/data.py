@@ -1,11 +1,26 @@
-"""`python -m bench data`: images per second out of the training pipeline, downscaled batches or not."""
+"""`python -m bench data DIR`: the training pipeline against torch's DataLoader, and what a step waits for it.
+
+Images per CPU-second (all threads and processes) and per second, of this project's pipeline, torchvision v2
+on tensors and PIL, for each stage: decode; + random resized crop, flip and normalization; + colour jitter and
+lighting; + downscaled batch. Each measurement is a process of its own.
+"""
 
 from __future__ import annotations
 
 import argparse
+import collections
+import gc
+import itertools
+import multiprocessing
+import os
+import resource
 import time
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,13 +28,47 @@ import torch
 from fasttrain.config import Data
 from fasttrain.errors import ConfigError
 from fasttrain.hardware import Precision
+from fasttrain.pipelines.folder import scan
 from fasttrain.recipes.imagenet import FAST_SIZES
 
 from . import measure
 from .arguments import Parser, check_least
 from .rows import PLACE, Rows, default_output, environment
+from .summary import table
+from .torch_loaders import batches
 
-COLUMNS = ("bench", "mode", "crop", "sizes", "batch", "metric", "value", "unit", *PLACE)
+COLUMNS = ("bench", "loader", "stage", "crop", "side", "batch", "metric", "value", "unit", "round", *PLACE)
+LOADERS = ("dali", "torchvision", "pil")
+"""This project's pipeline, and torch's DataLoader on tensors and on PIL images."""
+STAGES = ("decode", "crop", "colour", "small")
+"""What is done, each with all before it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One measurement.
+
+    Attributes:
+        loader: one of `LOADERS`.
+        stage: one of `STAGES`.
+        images: folder.
+        crop: side of the full-size batch, pixels.
+        side: of the downscaled batches, pixels.
+        batch: images per batch.
+        batches: how many are timed.
+        cores: threads or worker processes.
+        device: where the batches shall be.
+    """
+
+    loader: str
+    stage: str
+    images: str
+    crop: int
+    side: int
+    batch: int
+    batches: int
+    cores: int
+    device: str
 
 
 def main(argv: Sequence[str]) -> None:
@@ -31,68 +80,200 @@ def main(argv: Sequence[str]) -> None:
     """
     options = _parser().parse_args(list(argv))
     device = measure.choose_device(options.device)
-    check_least(options, batch=1, steps=1, rounds=1)
+    check_least(options, batch=1, batches=1, rounds=1, crop=min(FAST_SIZES))
+    count = len(scan(str(options.images)).files)
+    if count < options.batch:
+        raise ConfigError(f"--batch is {options.batch}; allowed: up to the {count} images")
+    jobs = _jobs(options, device)
     common = {"bench": "data", "crop": options.crop, "batch": options.batch} | environment(device)
     rows = Rows(options.output or default_output("data", device), COLUMNS, common)
-    small = tuple(size for size in FAST_SIZES if size <= options.crop)
-    for mode, sizes in (("full", ()), ("full and downscaled", small)):
-        rates = measure_loader(options, device, sizes)
-        for rate in rates:
-            rows.add(mode=mode, sizes=" ".join(map(str, sizes)), metric="rate", value=rate, unit="images/s")
-        rows.write()
-        p20, p50, p80 = np.quantile(rates, (0.2, 0.5, 0.8))
-        print(f"{mode}: {p50:.1f} images/s (p20 {p20:.1f}, p80 {p80:.1f}; {options.steps} batches each)")
+    for index in range(options.rounds):
+        for job in jobs:
+            rate, per_cpu = _apart(job)
+            for metric, value, unit in (
+                ("rate", rate, "images/s"),
+                ("per_cpu_second", per_cpu, "images/CPU s"),
+            ):
+                side = job.side if job.stage == "small" else ""
+                rows.add(
+                    loader=job.loader,
+                    stage=job.stage,
+                    side=side,
+                    metric=metric,
+                    value=value,
+                    unit=unit,
+                    round=index,
+                )
+            rows.write()
+    print(table(_summary(rows)))
 
 
-def measure_loader(options: argparse.Namespace, device: torch.device, sizes: tuple[int, ...]) -> list[float]:
-    """Images per second of each round of batches, the first of which is not counted."""
-    from fasttrain.pipelines.folder import scan
+def _jobs(options: argparse.Namespace, device: torch.device) -> list[Job]:
+    sizes = [size for size in FAST_SIZES if size <= options.crop]
+    cores = len(os.sched_getaffinity(0))
+    shared = (
+        str(options.images),
+        options.crop,
+        sizes[len(sizes) // 2],
+        options.batch,
+        options.batches,
+        cores,
+        device.type,
+    )
+    stages = _chosen("--stages", options.stages, STAGES)
+    return [
+        Job(loader, stage, *shared)
+        for stage in stages
+        for loader in _chosen("--loaders", options.loaders, LOADERS)
+    ]
+
+
+def _chosen(flag: str, text: str, allowed: Sequence[str]) -> list[str]:
+    names = text.split(",") if text else list(allowed)
+    for name in names:
+        if name not in allowed:
+            raise ConfigError(f"{flag} holds {name!r}; allowed: {', '.join(allowed)}")
+    return names
+
+
+def _apart(job: Job) -> tuple[float, float]:
+    """Images per second and per CPU-second of a job in a process of its own."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        return pool.submit(measure_job, job).result()
+
+
+def measure_job(job: Job) -> tuple[float, float]:
+    """Images per second and per CPU-second (this process and its children), after two batches of warm-up."""
+    run = _dali if job.loader == "dali" else _torch
+    images, seconds, cpu = run(job)
+    return images / seconds, images / cpu
+
+
+def _cpu_seconds() -> float:
+    """Of this process and of its children that have ended."""
+    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
+
+
+def _data(job: Job) -> Data:
+    """The recipe's augmentation, up to the job's stage."""
+    data = Data(train=job.images, crop=job.crop, val_crop=job.crop, val_resize=job.crop)
+    return data if job.stage in ("colour", "small") else replace(data, jitter=0.0, lighting=0.0)
+
+
+def _torch(job: Job) -> tuple[int, float, float]:
+    """Images, seconds and CPU-seconds of a DataLoader; its workers' start counts, as it does in training."""
+    torch.set_num_threads(1)
+    folder = scan(job.images)
+    data = None if job.stage == "decode" else _data(job)
+    side = job.side if job.stage == "small" else 0
+    begin, cpu = time.perf_counter(), _cpu_seconds()
+    source = batches(
+        job.loader, folder, data, batch=job.batch, count=job.batches, workers=job.cores, side=side
+    )
+    collections.deque(source, maxlen=0)
+    gc.collect()  # the workers have ended, so that their CPU time counts
+    return job.batches * job.batch, time.perf_counter() - begin, _cpu_seconds() - cpu
+
+
+def _dali(job: Job) -> tuple[int, float, float]:
+    """Images, seconds and CPU-seconds of this project's pipeline, its queue full before and after."""
+    device = torch.device(job.device)
+    source = _decoded(job, device) if job.stage == "decode" else _augmented(job, device)
+    collections.deque(itertools.islice(source, 2), maxlen=0)
+    _wait_for_quiet()
+    begin, cpu = time.perf_counter(), _cpu_seconds()
+    collections.deque(itertools.islice(source, job.batches), maxlen=0)
+    measure.synchronize(device)
+    seconds = time.perf_counter() - begin
+    _wait_for_quiet()
+    return job.batches * job.batch, seconds, _cpu_seconds() - cpu
+
+
+def _wait_for_quiet(pause: float = 0.25) -> None:
+    """Until this process uses next to no CPU: its prefetch queue is full."""
+    before = -1.0
+    while (now := time.process_time()) - before > 0.02 * pause:
+        before = now
+        time.sleep(pause)
+
+
+def _augmented(job: Job, device: torch.device) -> Iterator[object]:
+    """Batches of the training loader, epoch after epoch."""
     from fasttrain.pipelines.loader import train_loader
 
     precision = Precision(measure.choose_precision("auto", device), device.type)
-    folder = scan(str(options.images))
-    if len(folder.files) < options.batch:
-        raise ConfigError(f"--batch is {options.batch}; allowed: up to the {len(folder.files)} images")
+    sizes = (job.side,) if job.stage == "small" else ()
     loader = train_loader(
-        Data(train=str(options.images), crop=options.crop, val_crop=options.crop, val_resize=options.crop),
-        folder,
-        batch=options.batch,
+        _data(job),
+        scan(job.images),
+        batch=job.batch,
         seed=0,
-        rank=0,
-        world=1,
         device=device,
         dtype=precision.image_dtype,
         sizes=sizes,
         sizes_per_step=1 if sizes else 0,
     )
-    rates: list[float] = []
-    steps, begin, epoch = -1, 0.0, 0
-    try:
-        while len(rates) < options.rounds:
-            for _ in loader.epoch(epoch):
-                steps += 1
-                if steps % options.steps == 0:
-                    measure.synchronize(device)
-                    now = time.perf_counter()
-                    if steps:
-                        rates.append(options.steps * options.batch / (now - begin))
-                    begin = now
-                if len(rates) == options.rounds:
-                    break
-            epoch += 1
-    finally:
-        loader.close()
-    return rates
+    for epoch in itertools.count():
+        yield from loader.epoch(epoch)
+
+
+def _decoded(job: Job, device: torch.device) -> Iterator[object]:
+    """Batches of one pixel of each decoded image."""
+    from nvidia.dali import fn
+
+    from fasttrain.pipelines import graphs
+    from fasttrain.pipelines.stream import Feed, Stream
+
+    folder = scan(job.images)
+
+    def feed(run: int) -> Feed:
+        first = run * job.batch
+        taken = [(first + place) % len(folder.files) for place in range(job.batch)]
+        return Feed([folder.path(index) for index in taken], {})
+
+    def graph(inputs: Mapping[str, Any]) -> list[Any]:
+        backend = "mixed" if device.type == "cuda" else "cpu"
+        return [fn.crop(graphs.decode(graphs.read(inputs["paths"]), backend), crop=(1, 1))]
+
+    stream = Stream(feed, graph, batch=job.batch, device=device, threads=job.cores, prefetch=2)
+    for run in itertools.count():
+        yield stream.take(run)
+
+
+def _summary(rows: Rows) -> list[dict[str, str]]:
+    """One line per stage and loader: medians, and this project's pipeline over the other."""
+    values: dict[tuple[str, str, str], list[float]] = defaultdict(list)
+    for row in rows.kept:
+        values[row["stage"], row["loader"], row["metric"]].append(float(row["value"]))
+    medians = {key: float(np.median(own)) for key, own in values.items()}
+    return [
+        {
+            "loader": f"{stage}: {loader}",
+            "images/s": f"{medians[stage, loader, 'rate']:.1f}",
+            "images/CPU s": f"{medians[stage, loader, 'per_cpu_second']:.1f}",
+            "dali over it": f"{_gain(medians, stage, loader):.2f}",
+        }
+        for stage, loader in dict.fromkeys((stage, loader) for stage, loader, _ in medians)
+    ]
+
+
+def _gain(medians: dict[tuple[str, str, str], float], stage: str, loader: str) -> float:
+    ours = medians.get((stage, "dali", "per_cpu_second"), float("nan"))
+    return ours / medians[stage, loader, "per_cpu_second"]
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(prog="python -m bench data", description=(__doc__ or "").partition("\n\n")[2])
     add = parser.add_argument
     add("images", type=Path, help="folder with one folder of images per class")
-    add("--device", choices=("cpu", "cuda"), default="", help="default: cuda where there is a GPU")
+    add("--device", choices=("cpu", "cuda"), default="", help="of this project's pipeline; default: a GPU's")
     add("--crop", type=int, default=200, help="side of the full-size batch, pixels (%(default)s)")
     add("--batch", type=int, default=64, help="images per batch (%(default)s)")
-    add("--steps", type=int, default=8, help="batches per round (%(default)s)")
-    add("--rounds", type=int, default=5, help="rounds (%(default)s)")
+    add("--batches", type=int, default=32, help="batches of a measurement (%(default)s)")
+    add("--stages", default="", help=f"some of {','.join(STAGES)} (default: all)")
+    add("--loaders", default="", help=f"some of {','.join(LOADERS)} (default: all)")
+    add("--rounds", type=int, default=3, help="measurements of each loader and stage (%(default)s)")
     add("-o", "--output", type=Path, help="CSV file (default: bench/results/<device>/data.csv)")
     return parser

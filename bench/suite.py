@@ -100,10 +100,9 @@ def _parts(
 
         from . import data
 
-        count = str(min(64, len(scan(str(options.images)).files)))  # a folder that is wrong ends it now
-        parts.append(
-            ("data", lambda: data.main([str(options.images), *chosen, "--batch", count, *path("data")]))
-        )
+        count = min(64, len(scan(str(options.images)).files))  # a folder that is wrong ends it now
+        sampled = [*chosen, "--batch", str(count), "--batches", "16", "--rounds", "1"]
+        parts.append(("data", lambda: data.main([str(options.images), *sampled, *path("data")])))
     else:
         print("data: left out (it needs --images DIR and DALI)")
     return parts

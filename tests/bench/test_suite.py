@@ -11,11 +11,13 @@ import pytest
 import torch
 from PIL import Image
 
-from bench import checks, step, step_check, walk
+from bench import checks, step, step_check, torch_loaders, walk
 from bench.__main__ import main
 from bench.accuracy import Comparison
 from bench.case import Check
 from bench.checks import WrongResultError
+from fasttrain.config import Data
+from fasttrain.pipelines.folder import scan
 
 CPU = torch.device("cpu")
 
@@ -64,26 +66,38 @@ def test_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         pixels = np.random.default_rng(index).integers(0, 255, (48, 48, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / f"{index}.jpg")
     path = tmp_path / "data.csv"
-    options = [
-        "--device",
-        "cpu",
-        "--crop",
-        "96",
-        "--batch",
-        "4",
-        "--steps",
-        "2",
-        "--rounds",
-        "2",
-        "-o",
-        str(path),
-    ]
-    assert main(["data", str(tmp_path / "images"), *options]) == 0
+    options = ["--device", "cpu", "--crop", "96", "--batch", "4", "--batches", "2", "--rounds", "1"]
+    options += ["--stages", "decode,small", "--loaders", "dali,pil"]
+    assert main(["data", str(tmp_path / "images"), *options, "-o", str(path)]) == 0
     rows = read(path)
-    assert [row["mode"] for row in rows] == ["full"] * 2 + ["full and downscaled"] * 2
+    assert len(rows) == 2 * 2 * 2  # stages, loaders, metrics
+    assert {row["loader"] for row in rows} == {"dali", "pil"}
     assert all(float(row["value"]) > 0 for row in rows)
+    assert {row["side"] for row in rows if row["stage"] == "small"} == {"96"}
+    assert "small: dali" in capsys.readouterr().out
     assert main(["data", str(tmp_path / "images"), "--batch", "13", "--device", "cpu"]) == 2
     assert "--batch is 13; allowed: up to the 12 images" in capsys.readouterr().err
+    assert main(["data", str(tmp_path / "images"), "--batch", "4", "--stages", "fry"]) == 2
+    assert "--stages holds 'fry'; allowed: decode, crop" in capsys.readouterr().err
+
+
+@pytest.mark.pipelines
+@pytest.mark.filterwarnings("ignore:The image decoding")  # torchvision's, which is what is compared with
+def test_torch_loaders_give_what_they_are_compared_for(tmp_path: Path) -> None:
+    """Normalized crops and their downscaled copies; decoded pixels without augmentation."""
+    (tmp_path / "a").mkdir()
+    pixels = np.random.default_rng(0).integers(0, 255, (40, 48, 3), dtype=np.uint8)
+    for index in range(3):
+        Image.fromarray(pixels).save(tmp_path / "a" / f"{index}.png")
+    folder = scan(tmp_path)
+    for kind in ("pil", "torchvision"):
+        given = list(torch_loaders.batches(kind, folder, Data(crop=32), batch=2, count=3, workers=0, side=16))
+        assert [(tuple(full.shape), tuple(small.shape)) for full, small in given] == [
+            ((2, 3, 32, 32), (2, 3, 16, 16))
+        ] * 3
+        assert -3 < given[0][0].min() < given[0][0].max() < 3
+        ((decoded,),) = torch_loaders.batches(kind, folder, None, batch=3, count=1, workers=0)
+        assert torch.equal(decoded[:, :, 0, 0], torch.from_numpy(pixels[20, 24]).expand(3, 3))
 
 
 def record(calls: list[str], name: str, error: Exception | None = None) -> Callable[[list[str]], None]:
