@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import importlib.util
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,12 +82,13 @@ def main(argv: Sequence[str]) -> None:
     rows.write()
     print(table([_line(row) for row in rows.kept]))
     print(f"{len(rows.kept)} rows: {options.output}")
-    if importlib.util.find_spec("matplotlib"):
-        picture = options.output.with_suffix(".png")
+    picture = options.output.with_suffix(".png")
+    try:
         plot(rows.kept, picture)
-        print(f"plot: {picture}")
-    else:
+    except ImportError:
         print("no plot: matplotlib is not installed")
+    else:
+        print(f"plot: {picture}")
 
 
 def points(models: Sequence[str], largest: int) -> Iterator[Point]:

@@ -174,7 +174,7 @@ def _notes(assumptions: Assumptions) -> Iterator[str]:
         yield f"- {name}: NVLink {speeds[0]}; network {speeds[1]} per GPU ({PROTOCOL:.0%} of line rates)."
     yield (
         f"- Gradients of {assumptions.gradient_bytes} bytes per parameter in DDP's buckets of 25 MiB; all "
-        "but the last hide behind the main network's backward pass (two thirds of a plain step) and slow nothing."
+        "but the last hide behind the main network's backward pass (2/3 of a plain step) and slow nothing."
     )
     yield (
         f"- A block call takes at least {1e6 * assumptions.block_seconds:g} us of the host; with more images "
