@@ -20,6 +20,7 @@ from fasttrain.subnets import BlockRef, Draw, Subnet
 from . import measure
 
 META = torch.device("meta")
+IMAGES = 64  # of a planned batch, which subnets may see a share of
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -84,16 +85,18 @@ def _side_costs(network: StagedNetwork, side: int) -> tuple[int, dict[BlockRef, 
     for ref in network.full:
         block = network.stages[ref.stage][ref.block]
         blocks[ref], shape = _count(str(block), block, shape, first=False)
-    head, _ = _count(f"head {network.num_classes}", network.head, shape, first=False)
+    name = "".join(map(str, network.head_modules))
+    head, _ = _count(name, network.head, shape, first=False)
     return stem, blocks, head
 
 
 def plan_cost(network: StagedNetwork, plan: Plan) -> Cost:
-    """Of one forward and backward pass over a plan's trees, whose images may be on the meta device."""
+    """Of one forward and backward pass over a plan's trees, per image of its first input."""
     flops = 0.0
     for images, tree in zip(plan.inputs, plan.trees, strict=True):
         stem, blocks, head = _side_costs(network, images.shape[-1])
-        flops += stem + sum(blocks[node.ref] for node in tree.nodes) + head * len(set(tree.leaves))
+        own = stem + sum(blocks[node.ref] for node in tree.nodes) + head * len(set(tree.leaves))
+        flops += own * len(images) / len(plan.inputs[0])
     return Cost(flops, plan.block_calls)
 
 
@@ -130,20 +133,17 @@ def step_cost(
         ConfigError: an unknown network, or a space that does not fit it.
     """
     network = meta_network(name, classes)
-    images = torch.empty(1, 3, crop, crop, device=META)
+    images = torch.empty(IMAGES, 3, crop, crop, device=META)
     if options.name == "common":
         return plan_cost(network, Common(network.full).plan(images, (), epoch=0, step=0))
     method = _stimulative(network, options, seed)
     costs = []
     for step in range(draws):
         draw = method.draw(0, step)
-        if options.subnet_inputs == "cascaded":  # no two share an input
-            costs.append(separate_cost(network, [(network.full, crop), *_own_sides(draw, crop)]))
-            continue
         sides: tuple[int, ...] = ()
         if options.subnet_inputs == "downscaled":
             sides = draw_sizes(options.sizes, options.sizes_per_step, seed=seed, epoch=0, step=step)
-        small = [torch.empty(1, 3, side, side, device=META) for side in sides]
+        small = [torch.empty(IMAGES, 3, side, side, device=META) for side in sides]
         costs.append(plan_cost(network, method.assemble(images, small, draw, epoch=0)))
     return _mean(costs)
 
@@ -165,7 +165,14 @@ def naive_cost(
 
 def _stimulative(network: StagedNetwork, options: config.Method, seed: int) -> Stimulative:
     return Stimulative(
-        options, network.full, network.depths, seed=seed, epochs=1, mean=IMAGENET_MEAN, std=IMAGENET_STD
+        options,
+        network.full,
+        network.depths,
+        seed=seed,
+        epochs=1,
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+        without_shortcut=network.without_shortcut,
     )
 
 

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import importlib.util
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from fasttrain import config
 from fasttrain.recipes.imagenet import FAST_SIZES, FAST_SIZES_CROP
@@ -18,6 +20,7 @@ from fasttrain.recipes.imagenet import FAST_SIZES, FAST_SIZES_CROP
 from .arguments import Parser, check_least
 from .costs import meta_network, naive_cost, plain_cost, step_cost
 from .modes import MODES, Setup
+from .plots import axes
 from .rows import PLACE, RESULTS, Row, Rows, computed
 from .summary import table
 
@@ -82,13 +85,11 @@ def main(argv: Sequence[str]) -> None:
     rows.write()
     print(table([_line(row) for row in rows.kept]))
     print(f"{len(rows.kept)} rows: {options.output}")
-    picture = options.output.with_suffix(".png")
-    try:
-        plot(rows.kept, picture)
-    except ImportError:
-        print("no plot: matplotlib is not installed")
-    else:
-        print(f"plot: {picture}")
+    if importlib.util.find_spec("matplotlib") is None:
+        print("no plot: it needs matplotlib")
+        return
+    plot(rows.kept, options.output.with_suffix(".png"))
+    print(f"plot: {options.output.with_suffix('.png')}")
 
 
 def points(models: Sequence[str], largest: int) -> Iterator[Point]:
@@ -147,32 +148,32 @@ def _line(row: Row) -> dict[str, str]:
 
 
 def plot(rows: Sequence[Row], path: Path) -> None:
-    """Three panels, K, R and depth: the tree's cost as lines, the naive one dashed, as a PNG."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(12, 4.2), dpi=130, layout="constrained")
-    FigureCanvasAgg(figure)
-    labels = ("K, subnets per step", "R, input sizes per step", "residual blocks of the network")
+    """Three panels, K, R and depth: the tree's cost as lines, that of separate passes dashed, as a PNG."""
+    labels = {
+        "K": "K, subnets per step",
+        "R": "R, input sizes per step",
+        "depth": "residual blocks of the network",
+    }
     colours = {curve: f"C{index}" for index, curve in enumerate(CURVES)}
-    for axes, quantity, label in zip(figure.subplots(1, 3), ("K", "R", "depth"), labels, strict=True):
-        own = [row for row in rows if row["quantity"] == quantity]
-        for curve in dict.fromkeys(row["curve"] for row in own):
-            points = [row for row in own if row["curve"] == curve]
-            x = [int(row["value"]) for row in points]
-            for field, style in (("tree", "-"), ("naive", "--")):
-                if (curve, field) == ("coupled", "naive"):  # the published step is stpp's too
-                    continue
-                y = [float(row[field]) for row in points]
-                name = CURVES[curve] + (", each its own pass" if field == "naive" else "")
-                axes.plot(x, y, style, color=colours[curve], marker=".", label=name)
-        if quantity != "depth":
-            axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.set(xlabel=label, ylabel="FLOPs of a step, in plain steps", ylim=(0, None))
-        axes.grid(alpha=0.3)
-        axes.legend(fontsize=7)
-    figure.suptitle(f"Cost of a step: prefix tree (solid), separate passes (dashed); crop {CROP}, computed")
-    figure.savefig(path, metadata={"Software": None})
+    with axes(path, 12, 4.2, panels=len(labels)) as panels:
+        for panel, (quantity, label) in zip(panels, labels.items(), strict=True):
+            own = [row for row in rows if row["quantity"] == quantity]
+            for curve in dict.fromkeys(row["curve"] for row in own):
+                _plot_curve(panel, [row for row in own if row["curve"] == curve], colours[curve])
+            panel.xaxis.get_major_locator().set_params(integer=True)
+            panel.set(xlabel=label, ylabel="FLOPs of a step, in plain steps", ylim=(0, None))
+            panel.set_title("prefix tree; dashed: separate passes", fontsize=9)
+            panel.grid(alpha=0.3)
+            panel.legend(fontsize=7)
+
+
+def _plot_curve(panel: Any, rows: Sequence[Row], colour: str) -> None:
+    x = [int(row["value"]) for row in rows]
+    panel.plot(
+        x, [float(row["tree"]) for row in rows], color=colour, marker=".", label=CURVES[rows[0]["curve"]]
+    )
+    if rows[0]["curve"] != "coupled":  # whose published step is stpp's
+        panel.plot(x, [float(row["naive"]) for row in rows], "--", color=colour, marker=".")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,9 +10,12 @@ from statistics import fmean
 
 from fasttrain import config
 from fasttrain.config import Config
+from fasttrain.errors import ConfigError
+from fasttrain.models.resnet import ResidualStages
 
-from .costs import Cost, plain_cost, step_cost
+from .costs import Cost, meta_network, plain_cost, step_cost
 from .published import GPUS, PLAIN_CROP, PLAIN_MODEL, PLAIN_SOURCE, plain_rate
+from .rows import read
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +69,8 @@ def _mode(method: config.Method, fp32: bool) -> str:
         return "naive" if fp32 else "stpp-cascaded"
     sizes = "k" if method.sizes_per_step == method.subnets else str(method.sizes_per_step)
     kind = "coupled" if method.draws == "coupled" else f"r{sizes}"
+    if method.subnet_share != 1:
+        kind = "half" if (kind, method.subnet_share) == ("r1", 0.5) else f"{kind}-share"
     return f"stpp{split}" if split and kind == "r1" else f"stpp-{kind}{split}"
 
 
@@ -89,7 +93,7 @@ class Measured:
 
 @dataclass(frozen=True, slots=True)
 class StepFile:
-    """One device's step.csv.
+    """One file of `bench step`.
 
     Attributes:
         device: its name.
@@ -110,6 +114,11 @@ class StepFile:
         subnets = (0, "") if common else (work.method.subnets, work.method.space)
         return self.modes.get((mode, work.model, *subnets))
 
+    def distance(self, work: Work) -> int:
+        """Pixels between the work's crop and that of the file's plain step; many if it has none."""
+        found = self.find("ct", work)
+        return abs(found.crop - work.crop) if found else 10_000
+
     def seconds(self, mode: str, work: Work) -> float | None:
         """Per image at the work's crop, scaled by a plain step's FLOPs where another was measured."""
         found = self.find(mode, work)
@@ -124,18 +133,17 @@ class StepFile:
 
 
 def read_files(results: Path) -> list[StepFile]:
-    """Every device's step.csv."""
-    return [_read_file(path) for path in sorted(results.glob("*/step.csv"))]
+    """Every device's step.csv, and what stands beside it for other crops and networks."""
+    return [_read_file(path) for path in sorted(results.glob("*/step*.csv"))]
 
 
 def _read_file(path: Path) -> StepFile:
     values: dict[tuple[str, ...], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     device = ""
-    with path.open(newline="") as file:
-        for row in csv.DictReader(file):
-            key = (row["mode"], row["model"], row["subnets"], row["space"], row["crop"], row["batch"])
-            values[key][row["metric"]].append(float(row["value"]))
-            device = row["device"]
+    for row in read(path):
+        key = (row["mode"], row["model"], row["subnets"], row["space"], row["crop"], row["batch"])
+        values[key][row["metric"]].append(float(row["value"]))
+        device = row["device"]
     modes = {}
     for (mode, model, subnets, space, crop, batch), own in values.items():
         joules = fmean(own["joules_per_image"]) if own["joules_per_image"] else None
@@ -166,8 +174,13 @@ class Rate:
 
 
 def find_rate(work: Work, gpu: str, files: Sequence[StepFile]) -> Rate:
-    """By rows of this GPU; of another, scaled by published figures; or by published figures and a ratio."""
-    gpus = sorted((file for file in files if file.gpu), key=lambda file: file.gpu != gpu)
+    """By rows of this GPU; of another, scaled by published figures; or by published figures and a ratio.
+
+    Raises:
+        ConfigError: a network without rows that no published figure speaks for.
+    """
+    files = sorted(files, key=lambda file: (file.gpu != gpu, not file.gpu, file.distance(work)))
+    gpus = [file for file in files if file.gpu]
     for file in gpus:
         ratio, plain = file.ratio(work.mode, work), file.seconds("ct", work)
         if ratio and plain:
@@ -200,6 +213,11 @@ def _plain(work: Work, gpu: str, files: Sequence[StepFile]) -> tuple[float, str]
         seconds = file.seconds("ct", work)
         if seconds and not work.fp32:
             return seconds * _slower(gpu, file.gpu), f"plain training by rows of {file.device}"
+    if not isinstance(meta_network(work.model, work.classes), ResidualStages):
+        raise ConfigError(
+            f"--recipe trains {work.model}; allowed: ResNets, whose speeds are published, or what "
+            "bench step has measured on a GPU"
+        )
     precision = "tf32" if work.fp32 else "amp"
     flops = work.plain.flops / plain_cost(PLAIN_MODEL, PLAIN_CROP).flops
     rate = plain_rate(gpu, precision)
@@ -211,7 +229,7 @@ def _plain(work: Work, gpu: str, files: Sequence[StepFile]) -> tuple[float, str]
 
 def _ratio(work: Work, files: Sequence[StepFile]) -> tuple[float, str]:
     """The mode's seconds over common training's, and from what; a CPU runs both in float32."""
-    for file in sorted(files, key=lambda file: not file.gpu):
+    for file in files:
         ratio = file.ratio(work.mode if file.gpu else work.mode.partition(":")[0], work)
         if ratio:
             return ratio, f"rows of {file.device}"

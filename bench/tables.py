@@ -159,7 +159,15 @@ def plan_table(folder: Path) -> list[list[str]]:
                 labels[row["gpu"]] = row["label"]
         elif row["part"] == "weak":
             values[row["gpu"]][row["gpus"], row["metric"]] = row["value"]
-    header = ["GPUs", "step, ms", "images/s", "hours", "energy, kWh", "efficiency of 64, of 1,024", "which is"]
+    header = [
+        "GPUs",
+        "step, ms",
+        "images/s",
+        "hours",
+        "energy, kWh",
+        "efficiency of 64, of 1,024",
+        "which is",
+    ]
     lines = [header, ["---"] * len(header)]
     for gpu, own in values.items():
         step, rate, hours, energy = (float(own["plan", name]) for name in ("step", "rate", "hours", "energy"))

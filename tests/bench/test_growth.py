@@ -49,6 +49,23 @@ def test_a_plain_step_of_a_basic_block_network() -> None:
     assert plain_cost("cifar_resnet20", 32, 10).flops == measure.flops(step)
 
 
+def test_mobilenets_cost_what_a_whole_step_counts() -> None:
+    network = meta_network("mobilenetv3_small_100")
+
+    def step() -> None:
+        network(torch.empty(1, 3, 64, 64, device="meta")).sum().backward()
+
+    assert plain_cost("mobilenetv3_small_100", 64).flops == measure.flops(step)
+
+
+def test_subnets_on_half_of_the_batch_cost_half() -> None:
+    def extra(mode: str) -> float:
+        cost = step_cost("cifar_resnet20", MODES[mode](SMALL), 32, classes=10)
+        return cost.flops - plain_cost("cifar_resnet20", 32, 10).flops
+
+    assert extra("stpp-half") == pytest.approx(extra("stpp-r1") / 2)
+
+
 def test_growth_is_between_the_plain_and_the_naive_step() -> None:
     def ratio(mode: str, count: int) -> float:
         setup = Setup(count, "default", 32, (16, 24), seed=0)

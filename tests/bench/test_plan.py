@@ -159,6 +159,23 @@ def test_another_gpu_s_rows_are_scaled(tmp_path: Path) -> None:
     assert (rate.label, "FLOPs" in rate.source) == ("estimated", True)
 
 
+def test_the_rows_of_the_nearest_crop_count(tmp_path: Path) -> None:
+    write_rows(tmp_path, "NVIDIA H200", 1.0, 2.0)
+    folder = tmp_path / "nvidia-h200"
+    other = (folder / "step.csv").read_text().replace("resnet50,200", "resnet50,224")
+    (folder / "step-224.csv").write_text(other)
+    assert "crop 200" in find_rate(work_of(STPP), "h200", read_files(tmp_path)).source
+    larger = replace(STPP, data=replace(STPP.data, crop=224))
+    assert "crop 224" in find_rate(work_of(larger), "h200", read_files(tmp_path)).source
+
+
+def test_a_network_that_no_figure_speaks_for_needs_rows(tmp_path: Path) -> None:
+    mobile = replace(STPP, model=replace(STPP.model, name="mobilenetv3_large_100"))
+    work = work_of(replace(mobile, method=replace(STPP.method, space="default")))
+    with pytest.raises(ConfigError, match=r"trains mobilenetv3_large_100; allowed: ResNets, .* bench step"):
+        find_rate(work, "h200", [])
+
+
 def test_without_gpu_rows_published_figures_and_the_cpu_s_ratio() -> None:
     files = [file for file in read_files(RESULTS) if not file.gpu]
     rate = find_rate(work_of(STPP), "a100", files)
