@@ -30,8 +30,9 @@ def counted() -> dict[str, tuple[float, float]]:
     with (RESULTS / "amd-epyc-cpu-2-cores" / "step.csv").open(newline="") as file:
         for row in csv.DictReader(file):
             values[row["mode"], row["metric"]].append(float(row["value"]))
+            batch = int(row["batch"])
     modes = [mode for mode, metric in values if metric == "flops"]
-    return {mode: (fmean(values[mode, "flops"]) / 8, fmean(values[mode, "block_calls"])) for mode in modes}
+    return {mode: (fmean(values[mode, "flops"]) / batch, fmean(values[mode, "block_calls"])) for mode in modes}
 
 
 @pytest.mark.parametrize("mode", ["ct", "naive", "stpp-r1", "stpp-coupled", "stpp-split", "st", "st-split"])
