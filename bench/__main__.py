@@ -20,6 +20,8 @@ COMMANDS = {
     "kernels": "each fused operation: speed and memory against plain PyTorch (GPU)",
     "walk": "evaluating all subnets of a space in one walk, or one by one",
     "data": "images per second out of the training pipeline",
+    "growth": "how a step's cost grows with K, R and depth, against separate passes (computed)",
+    "plan": "hours and energy of a recipe on so many GPUs, and its scaling to 1,000 (a model)",
     "study": "accuracy of the training methods on small images, over seeds",
     "suite": "all of these, correctness first, in a given time",
     "report": "the README's tables from bench/results",

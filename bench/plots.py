@@ -19,8 +19,8 @@ METRICS = ("main", "subnets_mean", "subnets_deviation", "subnets_worst")
 
 
 @contextmanager
-def axes(path: Path, width: float, height: float) -> Iterator[Any]:
-    """Axes to draw on; the picture is written at the end.
+def axes(path: Path, width: float, height: float, panels: int = 1) -> Iterator[Any]:
+    """Axes to draw on, or an array of them side by side; the picture is written at the end.
 
     Raises:
         ConfigError: matplotlib is not installed.
@@ -32,7 +32,7 @@ def axes(path: Path, width: float, height: float) -> Iterator[Any]:
         raise ConfigError("plots need matplotlib: pip install 'fasttrain[report]'") from None
     figure = Figure(figsize=(width, height), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
-    yield figure.add_subplot()
+    yield figure.subplots(1, panels)
     figure.savefig(path, metadata={"Software": None})  # the same bytes whoever draws them
 
 

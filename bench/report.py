@@ -1,7 +1,8 @@
 """`python -m bench report`: the README's tables and the plots, made from the files in bench/results.
 
 A table stands between `<!-- bench:NAME FOLDER -->`, NAME one of `TABLES` and FOLDER a device's in
-bench/results, and `<!-- /bench -->`. `--check` changes nothing, and fails where a table is not its file's.
+bench/results (`.` for what is computed), and `<!-- /bench -->`. `--check` changes nothing, and fails where a
+table is not its file's.
 """
 
 from __future__ import annotations

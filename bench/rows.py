@@ -121,6 +121,12 @@ def environment(device: torch.device) -> dict[str, Any]:
     }
 
 
+def computed() -> dict[str, Any]:
+    """The same columns where nothing was measured: no device, but versions, date and commit."""
+    here = environment(torch.device("cpu"))
+    return here | {"device": "computed", "threads": "", "driver": "", "power_limit_w": ""}
+
+
 def device_name(device: torch.device) -> str:
     """The GPU's name, or the processor's with its number of cores."""
     if device.type == "cuda":

@@ -1,4 +1,4 @@
-"""The README's tables, each made from a file of a device's folder in bench/results."""
+"""The README's tables, each made from a file of a folder in bench/results: a device's, or itself."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 
+from .growth import CURVES
 from .plots import METRICS, spread, studies
 from .rows import read
 from .summary import Values, mean
@@ -30,6 +31,16 @@ _STEPS = {
 """Mode of `bench step` to words."""
 
 _OTHER_METHODS = ("st", "st-split", "st-k")  # not what the published ST++ step trains
+
+_GROWTH = {
+    ("K", "stpp"): (2, 6, 16),
+    ("K", "coupled"): (6,),
+    ("K", "full"): (2, 6, 16),
+    ("R", "sizes"): (2, 3, 6),
+    ("depth", "stpp"): (33, 50),
+    ("depth", "st"): (16, 33, 50),
+}
+"""Which rows of growth.csv are shown, by quantity and curve."""
 
 
 def step_table(path: Path) -> list[list[str]]:
@@ -123,6 +134,63 @@ def demo_table(folder: Path) -> list[list[str]]:
     return [header, ["---"] * len(header), *lines]
 
 
+def growth_table(folder: Path) -> list[list[str]]:
+    """FLOPs of some steps by their tree and by separate passes, in plain steps."""
+    header = ["step", "network", "prefix tree", "separate passes", "these over the tree"]
+    lines = [header, ["---"] * len(header)]
+    for row in read(folder / "growth.csv"):
+        if int(row["value"]) in _GROWTH.get((row["quantity"], row["curve"]), ()):
+            tree, naive = float(row["tree"]), float(row["naive"])
+            what = f"{CURVES[row['curve']]}, {row['quantity']} = {row['value']}"
+            what = what.replace("depth = ", "blocks: ")
+            lines.append([what, row["model"], f"{tree:.2f}", f"{naive:.2f}", f"{naive / tree:.2f}"])
+    return lines
+
+
+def plan_table(folder: Path) -> list[list[str]]:
+    """Each GPU's plan, and its efficiency where each of more GPUs has as many images."""
+    values: dict[str, dict[tuple[str, str], str]] = defaultdict(dict)
+    shapes, labels = {}, {}
+    for row in read(folder / "plan.csv"):
+        if row["part"] == "plan":
+            values[row["gpu"]]["plan", row["metric"]] = row["value"]
+            shapes[row["gpu"]] = f"{row['gpus']} {row['gpu'].upper()}"
+            if row["metric"] == "hours":
+                labels[row["gpu"]] = row["label"]
+        elif row["part"] == "weak":
+            values[row["gpu"]][row["gpus"], row["metric"]] = row["value"]
+    header = [
+        "GPUs",
+        "step, ms",
+        "images/s",
+        "hours",
+        "energy, kWh",
+        "efficiency of 64, of 1,024",
+        "which is",
+    ]
+    lines = [header, ["---"] * len(header)]
+    for gpu, own in values.items():
+        step, rate, hours, energy = (float(own["plan", name]) for name in ("step", "rate", "hours", "energy"))
+        cells = [f"{step:.1f}", f"{rate:,.0f}", f"{hours:.1f}", f"{energy:.0f}"]
+        efficiency = ", ".join(f"{float(own[count, 'efficiency']):.0f} %" for count in ("64", "1024"))
+        lines.append([shapes[gpu], *cells, efficiency, labels[gpu]])
+    return lines
+
+
+def check_table(folder: Path) -> list[list[str]]:
+    """The plan's model beside recorded figures."""
+    header = ["figure", "model", "recorded", "error", "source"]
+    lines = [header, ["---"] * len(header)]
+    for row in read(folder / "plan.csv"):
+        if row["part"] == "check":
+            model, recorded = float(row["value"]), float(row["recorded"])
+            unit = "" if row["unit"] == "plain steps" else f" {row['unit']}"
+            form = ",.0f" if recorded > 100 else ".2f"
+            cells = [f"{model:{form}}{unit}", f"{recorded:{form}}{unit}"]
+            lines.append([row["metric"], *cells, f"{100 * (model / recorded - 1):+.1f} %", row["source"]])
+    return lines
+
+
 TABLES: dict[str, Callable[[Path], list[list[str]]]] = {
     "step": lambda folder: step_table(folder / "step.csv"),
     "step-224": lambda folder: step_table(folder / "step-224.csv"),
@@ -132,5 +200,8 @@ TABLES: dict[str, Callable[[Path], list[list[str]]]] = {
     "kernels": kernels_table,
     "study": study_table,
     "demo": demo_table,
+    "growth": growth_table,
+    "plan": plan_table,
+    "plan-check": check_table,
 }
 """Name of a table to what makes its lines, header first, from a device's folder of results."""
