@@ -32,7 +32,9 @@ def counted() -> dict[str, tuple[float, float]]:
             values[row["mode"], row["metric"]].append(float(row["value"]))
             batch = int(row["batch"])
     modes = [mode for mode, metric in values if metric == "flops"]
-    return {mode: (fmean(values[mode, "flops"]) / batch, fmean(values[mode, "block_calls"])) for mode in modes}
+    return {
+        mode: (fmean(values[mode, "flops"]) / batch, fmean(values[mode, "block_calls"])) for mode in modes
+    }
 
 
 @pytest.mark.parametrize("mode", ["ct", "naive", "stpp-r1", "stpp-coupled", "stpp-split", "st", "st-split"])
