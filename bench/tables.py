@@ -6,6 +6,7 @@ import json
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 
 from .growth import CURVES
 from .plots import METRICS, spread, studies
@@ -79,6 +80,23 @@ def checks_table(folder: Path) -> list[list[str]]:
         holding, results, worst = zip(*own, strict=True)
         cells = [f"{sum(holding)} of {len(own)}", str(sum(results)), f"{max(worst):.2f}"]
         lines.append([f"`{op}`", *cells])
+    return lines
+
+
+def data_table(folder: Path) -> list[list[str]]:
+    """Images per CPU-second of each stage, and this project's pipeline over the others."""
+    values: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for row in read(folder / "data.csv"):
+        if row["metric"] == "per_cpu_second":
+            values[row["stage"]][row["loader"]].append(float(row["value"]))
+    loaders = list(next(iter(values.values())))
+    ours, *others = loaders
+    header = ["images per CPU-second", *loaders, *(f"{ours} over {other}" for other in others)]
+    lines = [header, ["---"] * len(header)]
+    for stage, own in values.items():
+        medians = {loader: median(own[loader]) for loader in loaders}
+        gains = [f"{medians[ours] / medians[other]:.2f}" for other in others]
+        lines.append([stage, *(f"{medians[loader]:.0f}" for loader in loaders), *gains])
     return lines
 
 
@@ -197,6 +215,7 @@ TABLES: dict[str, Callable[[Path], list[list[str]]]] = {
     "step-mobilenetv3": lambda folder: step_table(folder / "step-mobilenetv3.csv"),
     "checks": checks_table,
     "walk": walk_table,
+    "data": data_table,
     "kernels": kernels_table,
     "study": study_table,
     "demo": demo_table,

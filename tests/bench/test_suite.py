@@ -18,6 +18,7 @@ from bench.case import Check
 from bench.checks import WrongResultError
 from fasttrain.config import Data
 from fasttrain.pipelines.folder import scan
+from tests.pipelines.conftest import write_images
 
 CPU = torch.device("cpu")
 
@@ -79,6 +80,24 @@ def test_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "--batch is 13; allowed: up to the 12 images" in capsys.readouterr().err
     assert main(["data", str(tmp_path / "images"), "--batch", "4", "--stages", "fry"]) == 2
     assert "--stages holds 'fry'; allowed: decode, crop" in capsys.readouterr().err
+
+
+@pytest.mark.pipelines
+def test_wait(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Two rounds of one step each; what waits is part of what the pipeline costs."""
+    folder = write_images(tmp_path / "images", 12, (60, 80))
+    options = ["--device", "cpu", "--recipe", "cifar10-resnet56-stpp", "--batch", "4", "--steps", "1"]
+    options += ["--rounds", "2"]
+    path = tmp_path / "wait.csv"
+    assert main(["wait", folder.root, *options, "--warmup", "1", "-o", str(path)]) == 0
+    rows = read(path)
+    assert [row["metric"] for row in rows] == ["resident", "loaded", "waiting", "cost"] * 2
+    values = {row["metric"]: float(row["value"]) for row in rows[:4]}
+    assert values["cost"] == pytest.approx(100 * (1 - values["resident"] / values["loaded"]))
+    assert 0 <= values["waiting"] < 100
+    assert "of a step" in capsys.readouterr().out
+    assert main(["wait", folder.root, "--device", "cpu", "--batch", "13"]) == 2
+    assert main(["wait", folder.root, "--device", "cpu", "--recipe", "nix"]) == 2
 
 
 @pytest.mark.pipelines
