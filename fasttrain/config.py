@@ -15,6 +15,8 @@ from .errors import ConfigError
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
+Policy = Literal["none", "autoaugment", "randaugment", "trivialaugment", "uniformaugment", "threeaugment"]
+
 LARGEST = 1e9
 """Of any number, unless a field has a bound of its own."""
 
@@ -84,6 +86,15 @@ class Data:
     """Zero padding on each side before the random crop of small images, pixels."""
     flip: float = 0.5
     """Probability of a horizontal flip."""
+    policy: Policy = "none"
+    """Operations drawn per image before the jitter: Cubuk et al. 2018 and 2020 (as timm has it), Mueller and
+    Hutter 2021, LingChen et al. 2020; threeaugment: DeiT III's grey, solarize or blur."""
+    policy_operations: int = 2
+    """Operations per image of randaugment and uniformaugment."""
+    policy_magnitude: float = 9.0
+    """Mean magnitude of randaugment, 0 to 10."""
+    policy_deviation: float = 0.5
+    """Standard deviation of randaugment's magnitude."""
     jitter: float = 0.4
     """Strength of the colour jitter: brightness, contrast and saturation factors in 1 +- jitter."""
     lighting: float = 0.1
@@ -114,6 +125,9 @@ class Data:
         _check_range("data.min_area", self.min_area, 1e-4, 1)
         _check_range("data.padding", self.padding, 0, 1024)
         _check_range("data.flip", self.flip, 0, 1)
+        _check_range("data.policy_operations", self.policy_operations, 1, 8)
+        _check_range("data.policy_magnitude", self.policy_magnitude, 0, 10)
+        _check_range("data.policy_deviation", self.policy_deviation, 0, 10)
         _check_range("data.jitter", self.jitter, 0, 1)
         _check_range("data.lighting", self.lighting, 0)
         _check_range("data.val_crop", self.val_crop, 1, 4096)

@@ -17,6 +17,8 @@ from fasttrain.config import Data
 from fasttrain.errors import ConfigError
 from fasttrain.randomness import Stream, generator
 
+from . import policies
+
 TRIES = 10
 """Tries at a random resized crop before the centre crop, as in torchvision."""
 RATIO = (3 / 4, 4 / 3)
@@ -84,7 +86,8 @@ def augmentation(data: Data, seed: int, epoch: int, step: int, images: int) -> d
         with flips, `flip`: int32 [B], 0 or 1;
         with jitter, `brightness`, `contrast`, `saturation`: float32 [B] factors, and `order0` to `order2`:
         int32 [B], the operation (an index into `JITTER`) that comes first, second and third;
-        with lighting, `lighting`: float32 [B, 3], added to RGB on the 0-255 scale.
+        with lighting, `lighting`: float32 [B, 3], added to RGB on the 0-255 scale;
+        with a policy, `policies.draw`'s numbers.
     """
     rng = generator(seed, Stream.AUGMENTATION, epoch, step)
     uniform = rng.random((images, _UNIFORMS))
@@ -102,6 +105,8 @@ def augmentation(data: Data, seed: int, epoch: int, step: int, images: int) -> d
         numbers.update((f"order{place}", indices) for place, indices in enumerate(orders.T.copy()))
     if data.lighting:
         numbers["lighting"] = lighting(rng, images, data)
+    if data.policy != "none":
+        numbers |= policies.draw(data, seed, epoch, step, images)
     return numbers
 
 

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from PIL import Image, UnidentifiedImageError
 
 from fasttrain.config import Data
-from fasttrain.errors import DataError
+from fasttrain.errors import ConfigError, DataError
 from fasttrain.randomness import draw_sizes
 
 from . import draws
@@ -99,8 +99,10 @@ class ResidentLoader:
             sizes_per_step: R, how many are drawn per step.
 
         Raises:
-            ConfigError: a batch larger than the data.
+            ConfigError: a batch larger than the data, or a policy.
         """
+        if data.policy != "none":
+            raise ConfigError(f"data.policy is {data.policy!r}; allowed for resident images: none")
         self._images, self._data, self._seed = images, data, seed
         self._sizes, self._sizes_per_step = tuple(sizes), sizes_per_step
         self._split = draws.Split(len(images), batch, 1, data.drop_last)

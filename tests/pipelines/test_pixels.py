@@ -15,7 +15,7 @@ from PIL import Image, ImageEnhance
 from torchvision.transforms import v2
 
 from fasttrain.config import Data
-from fasttrain.pipelines import draws, graphs, windows
+from fasttrain.pipelines import colour, draws, graphs, windows
 from fasttrain.pipelines.folder import ImageFolder
 from fasttrain.pipelines.loader import Batch, eval_loader, train_loader
 
@@ -144,7 +144,7 @@ def test_contrast_for_gpus_equals_the_one_for_cpus() -> None:
         pixels, factor = fn.external_source(lambda: (images, factors), num_outputs=2)
         mean = fn.reductions.mean(pixels)
         for_cpu = fn.contrast(pixels, contrast=factor, contrast_center=mean)
-        pipeline.set_outputs(graphs.blend(pixels, mean, factor), for_cpu)
+        pipeline.set_outputs(colour.blend(pixels, mean, factor), for_cpu)
     gpu, cpu = (np.asarray(output.as_tensor()).astype(int) for output in pipeline.run())
     # a half can round either way
     assert np.abs(gpu - cpu).max() <= 1
@@ -253,11 +253,21 @@ def test_exif_orientation_is_ignored(tmp_path_factory: pytest.TempPathFactory, p
     assert torch.equal(images[0], images[1])
 
 
-@pytest.mark.parametrize("published", [True, False])
+CUDA_GRAPHS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "published": {"published_lighting": True},
+    **{
+        policy: {"policy": policy, "lighting": 0}
+        for policy in ("autoaugment", "randaugment", "trivialaugment", "uniformaugment", "threeaugment")
+    },
+}
+
+
+@pytest.mark.parametrize("options", CUDA_GRAPHS)
 @pytest.mark.parametrize("augmentation", ["imagenet", "small"])
-def test_graphs_for_cuda_can_be_drawn(augmentation: Any, published: bool) -> None:
+def test_graphs_for_cuda_can_be_drawn(augmentation: Any, options: str) -> None:
     """Without a GPU they cannot run; arguments and placement are checked when the nodes are made."""
-    data = Data(augmentation=augmentation, published_lighting=published)
+    data = Data(augmentation=augmentation, **CUDA_GRAPHS[options])
     names = ("paths", "targets", *draws.augmentation(data, 0, 0, 0, 1), "size0")
     placed: list[str] = []
 

@@ -101,3 +101,10 @@ def test_bad_images_and_batches_are_named(icons: ImageFolder, tmp_path: Path) ->
         decode(scan(tmp_path), 32)
     with pytest.raises(ConfigError, match="batch"):
         resident(icons, batch=24)
+
+
+def test_policies_are_refused(icons: ImageFolder) -> None:
+    with pytest.raises(
+        ConfigError, match=r"data\.policy is 'autoaugment'; allowed for resident images: none"
+    ):
+        resident(icons, dataclasses.replace(DATA, policy="autoaugment"), batch=4, seed=0)
