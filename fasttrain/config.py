@@ -97,6 +97,9 @@ class Data:
     """Standard deviation of randaugment's magnitude."""
     jitter: float = 0.4
     """Strength of the colour jitter: brightness, contrast and saturation factors in 1 +- jitter."""
+    colour: Literal["exact", "folded"] = "exact"
+    """exact: the jitter's operations one by one, clamped and rounded after each; folded: as one affine map
+    per image, without clamps."""
     lighting: float = 0.1
     """Standard deviation of the PCA lighting (Krizhevsky et al. 2012), in units of the eigenvalues."""
     published_lighting: bool = False
@@ -130,6 +133,12 @@ class Data:
         _check_range("data.policy_deviation", self.policy_deviation, 0, 10)
         _check_range("data.jitter", self.jitter, 0, 1)
         _check_range("data.lighting", self.lighting, 0)
+        _check(
+            self.colour == "exact" or not self.published_lighting,
+            "data.colour",
+            self.colour,
+            "exact with published_lighting, which truncates",
+        )
         _check_range("data.val_crop", self.val_crop, 1, 4096)
         _check_range("data.val_resize", self.val_resize, self.val_crop, 8192)
         for value in self.mean:

@@ -84,8 +84,8 @@ def augmentation(data: Data, seed: int, epoch: int, step: int, images: int) -> d
         `crop`: float32 [B, 22] for "imagenet" (`TRIES` widths and heights over the square root of the
         image's area, then the crop's position in 0-1, vertical first), [B, 2] for "small" (the position);
         with flips, `flip`: int32 [B], 0 or 1;
-        with jitter, `brightness`, `contrast`, `saturation`: float32 [B] factors, and `order0` to `order2`:
-        int32 [B], the operation (an index into `JITTER`) that comes first, second and third;
+        with jitter, `brightness`, `contrast`, `saturation`: float32 [B] factors, and with exact colours
+        `order0` to `order2`: int32 [B], which operation (an index into `JITTER`) comes first, second, third;
         with lighting, `lighting`: float32 [B, 3], added to RGB on the 0-255 scale;
         with a policy, `policies.draw`'s numbers.
     """
@@ -101,6 +101,7 @@ def augmentation(data: Data, seed: int, epoch: int, step: int, images: int) -> d
     if data.jitter:
         factors = 1 + data.jitter * (2 * uniform[:, 2 * TRIES + 3 : 2 * TRIES + 6] - 1)
         numbers.update(zip(JITTER, factors.astype(np.float32).T.copy(), strict=True))
+    if data.jitter and data.colour == "exact":
         orders = _ORDERS[(uniform[:, 2 * TRIES + 6] * len(_ORDERS)).astype(int)]
         numbers.update((f"order{place}", indices) for place, indices in enumerate(orders.T.copy()))
     if data.lighting:

@@ -70,18 +70,20 @@ def train_graph(inputs: Mapping[str, Node], data: Data, dtype: torch.dtype, cuda
     full = crop(inputs, data, cuda)
     if data.policy != "none":
         full = apply_policy(full, inputs, data, cuda)
-    if data.jitter:
+    if data.jitter and data.colour == "exact":
         full = colour.jitter(full, inputs, cuda)
     if data.lighting and data.published_lighting:
         full = fn.coord_transform(full, M=1.0, T=inputs["lighting"], dtype=types.DALIDataType.UINT8)
+    mean: Any = types.Constant([255 * value for value in data.mean], dtype=types.DALIDataType.FLOAT)
+    if data.lighting and not data.published_lighting:
+        mean = mean - inputs["lighting"]
+    if data.jitter and data.colour == "folded":
+        full, mean = colour.fold(full, inputs, mean, cuda)
     sides = [node for name, node in inputs.items() if name.startswith("size")]
     small = [
         fn.resize(full, resize_x=side, resize_y=side, interp_type=_LINEAR, antialias=data.antialias)
         for side in sides
     ]
-    mean: Any = [255 * value for value in data.mean]
-    if data.lighting and not data.published_lighting:
-        mean = types.Constant(mean, dtype=types.DALIDataType.FLOAT) - inputs["lighting"]
     mirror = {"mirror": inputs["flip"]} if data.flip else {}
     batches = [_normalize(images, data, dtype, mean=mean, **mirror) for images in (full, *small)]
     return [*batches, _to(inputs["targets"], cuda)]

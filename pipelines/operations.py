@@ -63,7 +63,7 @@ def _contrast(images: Node, numbers: Mapping[str, Node], cuda: bool) -> Node:
 
 
 def _colour(images: Node, numbers: Mapping[str, Node], cuda: bool) -> Node:
-    return fn.saturation(images, saturation=numbers["amount"])
+    return colour.saturation(images, numbers["amount"], cuda)
 
 
 def _sharpness(images: Node, numbers: Mapping[str, Node], cuda: bool) -> Node:
