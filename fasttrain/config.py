@@ -104,6 +104,12 @@ class Data:
     """Standard deviation of the PCA lighting (Krizhevsky et al. 2012), in units of the eigenvalues."""
     published_lighting: bool = False
     """Lighting as the published ST code does it: eigenvalues for 0-1 added to 0-255 integers, truncated."""
+    mixup: float = 0.0
+    """Alpha of mixup (Zhang et al. 2018): shares from Beta(alpha, alpha); 0: none."""
+    cutmix: float = 0.0
+    """Alpha of CutMix (Yun et al. 2019); 0: none."""
+    mix_switch: float = 0.5
+    """Probability of CutMix at a step where mixup and CutMix are both on."""
     val_resize: int = 256
     """Shorter side of a validation image before its centre crop, pixels."""
     val_crop: int = 224
@@ -139,6 +145,9 @@ class Data:
             self.colour,
             "exact with published_lighting, which truncates",
         )
+        _check_range("data.mixup", self.mixup, 0, 100)
+        _check_range("data.cutmix", self.cutmix, 0, 100)
+        _check_range("data.mix_switch", self.mix_switch, 0, 1)
         _check_range("data.val_crop", self.val_crop, 1, 4096)
         _check_range("data.val_resize", self.val_resize, self.val_crop, 8192)
         for value in self.mean:
@@ -389,6 +398,12 @@ class Config:
                 self.method.sizes,
                 f"at most data.crop = {self.data.crop}",
             )
+        _check(
+            self.method.supervision != "dkd" or self.data.mixup == self.data.cutmix == 0,
+            "method.supervision",
+            self.method.supervision,
+            "kl, ce_teacher, ce_target or mse with data.mixup or data.cutmix, whose targets are soft",
+        )
         _check(
             self.method.start_epoch < self.run.epochs,
             "method.start_epoch",

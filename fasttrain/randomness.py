@@ -21,6 +21,7 @@ class Stream(IntEnum):
     SUBNET_SAMPLE = 5
     AUGMENTATION = 6
     POLICY = 7
+    MIXING = 8
 
 
 def generator(seed: int, stream: Stream, epoch: int = 0, step: int = 0) -> np.random.Generator:
