@@ -104,6 +104,9 @@ class Data:
     """Standard deviation of the PCA lighting (Krizhevsky et al. 2012), in units of the eigenvalues."""
     published_lighting: bool = False
     """Lighting as the published ST code does it: eigenvalues for 0-1 added to 0-255 integers, truncated."""
+    repeats: int = 1
+    """Times that an image of an epoch is in it, each augmented anew, in one step (Hoffer et al. 2020); the
+    epoch stays as long as the data and takes a part 1/repeats of the images."""
     mixup: float = 0.0
     """Alpha of mixup (Zhang et al. 2018): shares from Beta(alpha, alpha); 0: none."""
     cutmix: float = 0.0
@@ -145,6 +148,7 @@ class Data:
             self.colour,
             "exact with published_lighting, which truncates",
         )
+        _check_range("data.repeats", self.repeats, 1, 64)
         _check_range("data.mixup", self.mixup, 0, 100)
         _check_range("data.cutmix", self.cutmix, 0, 100)
         _check_range("data.mix_switch", self.mix_switch, 0, 1)
