@@ -104,6 +104,10 @@ class Data:
     """Standard deviation of the PCA lighting (Krizhevsky et al. 2012), in units of the eigenvalues."""
     published_lighting: bool = False
     """Lighting as the published ST code does it: eigenvalues for 0-1 added to 0-255 integers, truncated."""
+    erase: float = 0.0
+    """Probability of random erasing (Zhong et al. 2020) of a box of 2 to 33 % of the image."""
+    erase_fill: Literal["mean", "noise"] = "mean"
+    """What erased boxes show: 0, or Gaussian noise, after normalization."""
     repeats: int = 1
     """Times that an image of an epoch is in it, each augmented anew, in one step (Hoffer et al. 2020); the
     epoch stays as long as the data and takes a part 1/repeats of the images."""
@@ -148,6 +152,7 @@ class Data:
             self.colour,
             "exact with published_lighting, which truncates",
         )
+        _check_range("data.erase", self.erase, 0, 1)
         _check_range("data.repeats", self.repeats, 1, 64)
         _check_range("data.mixup", self.mixup, 0, 100)
         _check_range("data.cutmix", self.cutmix, 0, 100)

@@ -22,6 +22,7 @@ class Stream(IntEnum):
     AUGMENTATION = 6
     POLICY = 7
     MIXING = 8
+    ERASING = 9
 
 
 def generator(seed: int, stream: Stream, epoch: int = 0, step: int = 0) -> np.random.Generator:

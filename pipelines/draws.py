@@ -17,7 +17,7 @@ from fasttrain.config import Data
 from fasttrain.errors import ConfigError
 from fasttrain.randomness import Stream, generator
 
-from . import policies
+from . import erasing, policies
 
 TRIES = 10
 """Tries at a random resized crop before the centre crop, as in torchvision."""
@@ -104,7 +104,7 @@ def augmentation(data: Data, seed: int, epoch: int, step: int, images: int) -> d
         with jitter, `brightness`, `contrast`, `saturation`: float32 [B] factors, and with exact colours
         `order0` to `order2`: int32 [B], which operation (an index into `JITTER`) comes first, second, third;
         with lighting, `lighting`: float32 [B, 3], added to RGB on the 0-255 scale;
-        with a policy, `policies.draw`'s numbers.
+        with a policy, `policies.draw`'s numbers; with erasing, `erasing.draw`'s.
     """
     rng = generator(seed, Stream.AUGMENTATION, epoch, step)
     uniform = rng.random((images, _UNIFORMS))
@@ -125,6 +125,8 @@ def augmentation(data: Data, seed: int, epoch: int, step: int, images: int) -> d
         numbers["lighting"] = lighting(rng, images, data)
     if data.policy != "none":
         numbers |= policies.draw(data, seed, epoch, step, images)
+    if data.erase:
+        numbers |= erasing.draw(data, seed, epoch, step, images)
     return numbers
 
 

@@ -20,7 +20,7 @@ from nvidia.dali import fn, types
 from fasttrain.config import Data
 
 from . import colour, windows
-from .operations import apply_policy
+from .operations import apply_policy, erase
 
 Node = Any
 """A nvidia.dali DataNode."""
@@ -77,8 +77,11 @@ def train_graph(inputs: Mapping[str, Node], data: Data, dtype: torch.dtype, cuda
     mean: Any = types.Constant([255 * value for value in data.mean], dtype=types.DALIDataType.FLOAT)
     if data.lighting and not data.published_lighting:
         mean = mean - inputs["lighting"]
-    if data.jitter and data.colour == "folded":
+    folded = data.jitter > 0 and data.colour == "folded"
+    if folded:
         full, mean = colour.fold(full, inputs, mean, cuda)
+    if data.erase:
+        full = erase(full, inputs, data, mean if folded else mean + 0.5)  # bytes are cut off, not rounded
     sides = [node for name, node in inputs.items() if name.startswith("size")]
     small = [
         fn.resize(full, resize_x=side, resize_y=side, interp_type=_LINEAR, antialias=data.antialias)

@@ -1,4 +1,4 @@
-"""The operations of augmentation policies in DALI, on uint8 images [H, W, 3], driven by drawn numbers."""
+"""The operations of augmentation policies, and random erasing, in DALI: all driven by drawn numbers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from nvidia.dali import fn, types
 
 from fasttrain.config import Data
 
-from . import colour, policies
+from . import colour, erasing, policies
 
 Node = Any
 """A nvidia.dali DataNode."""
@@ -32,6 +32,43 @@ def apply_policy(images: Node, inputs: Mapping[str, Node], data: Data, cuda: boo
         }
         images = one_of(policies.kinds(data), images, own["kind"], own, cuda)
     return images
+
+
+def erase(images: Node, inputs: Mapping[str, Node], data: Data, fill: Node) -> Node:
+    """Random erasing by `erasing.draw`'s numbers: boxes that become 0, or noise, when they are normalized.
+
+    Args:
+        images: in levels, uint8 or float32 [H, W, 3].
+        inputs: the graph's.
+        data: what the boxes show, and the noise's moments.
+        fill: [3], the levels that normalization makes 0.
+    """
+    if inputs["erased"] == 1:
+        if data.erase_fill == "mean":
+            images = _fill(images, inputs, fill)
+        else:
+            images = _fill(images, inputs, 0.0) + _noise(inputs, data, images.device)
+    return images
+
+
+def _fill(images: Node, inputs: Mapping[str, Node], value: Any) -> Node:
+    corner, extent = (
+        fn.cast(inputs[name], dtype=types.DALIDataType.FLOAT) for name in ("erase_corner", "erase_extent")
+    )
+    return fn.erase(images, anchor=corner, shape=extent, axis_names="HW", fill_value=value)
+
+
+def _noise(inputs: Mapping[str, Node], data: Data, device: str) -> Node:
+    """Noise in the box, 0 around it, uint8 [H, W, 3]."""
+    sheet = types.Constant(erasing.noise_sheet(data), layout="HWC", device=device)
+    patch = fn.slice(sheet, start=inputs["erase_from"], shape=inputs["erase_extent"], axis_names="HW")
+    return fn.slice(
+        patch,
+        start=-inputs["erase_corner"],
+        shape=[data.crop, data.crop],
+        axis_names="HW",
+        out_of_bounds_policy="pad",
+    )
 
 
 def one_of(kinds: Sequence[str], images: Node, kind: Node, numbers: Mapping[str, Node], cuda: bool) -> Node:

@@ -100,10 +100,13 @@ class ResidentLoader:
             sizes_per_step: R, how many are drawn per step.
 
         Raises:
-            ConfigError: a batch larger than the data, or a policy.
+            ConfigError: a batch larger than the data, a policy, or erasing.
         """
-        if data.policy != "none":
-            raise ConfigError(f"data.policy is {data.policy!r}; allowed for resident images: none")
+        for name, none in (("policy", "none"), ("erase", 0)):
+            if getattr(data, name) != none:
+                raise ConfigError(
+                    f"data.{name} is {getattr(data, name)!r}; allowed for resident images: {none}"
+                )
         self._images, self._data, self._seed = images, data, seed
         self._sizes, self._sizes_per_step = tuple(sizes), sizes_per_step
         self._split = draws.Split(len(images), batch, 1, data.drop_last)

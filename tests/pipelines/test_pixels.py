@@ -299,7 +299,8 @@ def test_exif_orientation_is_ignored(tmp_path_factory: pytest.TempPathFactory, p
 CUDA_GRAPHS: dict[str, dict[str, Any]] = {
     "plain": {},
     "published": {"published_lighting": True},
-    "folded": {"colour": "folded"},
+    "folded": {"colour": "folded", "erase": 0.5},
+    "erased": {"erase": 0.5, "erase_fill": "noise"},
     **{
         policy: {"policy": policy, "lighting": 0}
         for policy in ("autoaugment", "randaugment", "trivialaugment", "uniformaugment", "threeaugment")
