@@ -11,7 +11,8 @@ import torch
 from numpy.typing import NDArray
 from nvidia.dali import fn, pipeline_def
 from PIL import Image, ImageDraw, ImageFilter
-from torchvision.transforms import InterpolationMode
+from timm.data import auto_augment
+from torchvision.transforms import AutoAugment, InterpolationMode, TrivialAugmentWide
 from torchvision.transforms.autoaugment import _apply_op
 
 from fasttrain.config import Data
@@ -176,6 +177,59 @@ def test_autoaugment_has_its_25_sub_policies() -> None:
     assert own.mean() == pytest.approx(1 / 25, abs=0.005)
     assert choice.applied[own].mean(axis=0) == pytest.approx((0.4, 0.6), abs=0.06)
     assert np.abs(choice.magnitude[own, 0]) == pytest.approx(7 / 9)
+
+
+TORCHVISION = {
+    "shear_x": "ShearX",
+    "shear_y": "ShearY",
+    "translate_x": "TranslateX",
+    "translate_y": "TranslateY",
+    "colour": "Color",
+    "autocontrast": "AutoContrast",
+}
+"""Names that differ in more than their first letter."""
+
+
+@pytest.mark.parametrize(
+    ("policy", "theirs", "bins"),
+    [("autoaugment", AutoAugment, 10), ("trivialaugment", TrivialAugmentWide, 31)],
+)
+def test_ranges_are_torchvisions(policy: str, theirs: Any, bins: int) -> None:
+    space = theirs()._augmentation_space(bins, *(() if policy == "trivialaugment" else ((SIDE, SIDE),)))
+    ours = policies.operations(policy, SIDE)
+    assert {TORCHVISION.get(each.name, each.name.title()) for each in ours} == set(space)
+    for each in ours:
+        magnitudes, signed = space[TORCHVISION.get(each.name, each.name.title())]
+        if not magnitudes.ndim:
+            assert (each.low, each.high) == (0, 0)
+            continue
+        values = np.linspace(each.low, each.high, bins)
+        values = values * SIDE if each.name.startswith("translate") else values
+        values = np.rint(values) if each.name == "posterize" else values
+        assert values == pytest.approx(magnitudes.numpy(), abs=1e-4)
+        assert each.signed == signed
+
+
+def test_ranges_of_randaugment_are_timms() -> None:
+    names = {"colour": "Color", "solarize_add": "SolarizeAdd", **TORCHVISION}
+    theirs = {
+        name.removesuffix("Increasing").removesuffix("Rel"): auto_augment.LEVEL_TO_ARG[name]
+        for name in auto_augment._RAND_INCREASING_TRANSFORMS
+    }
+    ours = policies.operations("randaugment", SIDE)
+    assert {names.get(each.name, each.name.title()) for each in ours} == set(theirs)
+    for each in ours:
+        level_to_value = theirs[names.get(each.name, each.name.title())]
+        for level in (0.9, 3.3, 7.0, 9.4):
+            if level_to_value is None:
+                assert (each.low, each.high) == (0, 0)
+                continue
+            value = each.low + level / 10 * (each.high - each.low)
+            (expected,) = level_to_value(level, {})
+            if each.name in ("brightness", "contrast", "colour", "sharpness"):
+                value, expected = 1 + value, 1 + abs(expected - 1)
+            rounding = 0.5 if each.name == "posterize" else 1.0 if each.name.startswith("solarize") else 1e-6
+            assert abs(value - abs(expected)) <= rounding
 
 
 def test_randaugments_magnitude_has_its_deviation() -> None:
