@@ -113,8 +113,7 @@ def operations(policy: str, side: int) -> tuple[Operation, ...]:
         space = _space(translate=0.45, posterize=(3.5, 7.5), solarize=(0, 256), **searched)
         return (*space, invert, Operation("cutout", 0, 0.2))
     if policy == "trivialaugment":
-        pixels = 32 / side
-        wide = {"shear": 0.99, "translate": pixels, "rotate": 135, "enhance": 0.99}
+        wide = {"shear": 0.99, "translate": 32 / side, "rotate": 135, "enhance": 0.99}  # 32 pixels
         return (*_space(posterize=(8, 2), solarize=(255, 0), **wide), Operation("identity"))
     assert policy == "threeaugment"
     return (Operation("grey"), Operation("solarize", 128, 128), Operation("blur", 0.1, 2.0))

@@ -210,6 +210,18 @@ def test_ranges_are_torchvisions(policy: str, theirs: Any, bins: int) -> None:
         assert each.signed == signed
 
 
+def test_sub_policies_are_torchvisions() -> None:
+    ours = [
+        tuple(
+            (TORCHVISION.get(name, name.title()), probability, magnitude)
+            for name, probability, magnitude in pair
+        )
+        for pair in policies.AUTOAUGMENT
+    ]
+    theirs = [tuple((name, p, m or 0) for name, p, m in pair) for pair in AutoAugment().policies]
+    assert ours == theirs
+
+
 def test_ranges_of_randaugment_are_timms() -> None:
     names = {"colour": "Color", "solarize_add": "SolarizeAdd", **TORCHVISION}
     theirs = {
