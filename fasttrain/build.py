@@ -15,6 +15,7 @@ from .hardware import Precision, choose_batch_norm, choose_conv1x1, choose_kerne
 from .kernels.normalized_loss import IN_TRITON
 from .kernels.runtime import Kernels
 from .methods import build_method, images_seen
+from .mixing import build_mixing
 from .models import StagedNetwork, create_model, fuse_batch_norms, fuse_convolutions
 from .optim import build_ema, build_optimizer, build_schedule
 from .step import TrainStep
@@ -121,6 +122,7 @@ def build_step(
         scaler=torch.amp.GradScaler(process.device.type, enabled=precision.name == "fp16"),
         clip=config.optim.clip,
         ema=build_ema(network, config.optim.ema),
+        mixing=build_mixing(config.data, network.num_classes, config.run.seed),
         reduce=None if joint else distributed.average_gradients,
     )
 

@@ -15,6 +15,8 @@ from .errors import ConfigError
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
+Policy = Literal["none", "autoaugment", "randaugment", "trivialaugment", "uniformaugment", "threeaugment"]
+
 LARGEST = 1e9
 """Of any number, unless a field has a bound of its own."""
 
@@ -84,12 +86,37 @@ class Data:
     """Zero padding on each side before the random crop of small images, pixels."""
     flip: float = 0.5
     """Probability of a horizontal flip."""
+    policy: Policy = "none"
+    """Operations drawn per image before the jitter: Cubuk et al. 2018 and 2020 (as timm has it), Mueller and
+    Hutter 2021, LingChen et al. 2020; threeaugment: DeiT III's grey, solarize or blur."""
+    policy_operations: int = 2
+    """Operations per image of randaugment and uniformaugment."""
+    policy_magnitude: float = 9.0
+    """Mean magnitude of randaugment, 0 to 10."""
+    policy_deviation: float = 0.5
+    """Standard deviation of randaugment's magnitude."""
     jitter: float = 0.4
     """Strength of the colour jitter: brightness, contrast and saturation factors in 1 +- jitter."""
+    colour: Literal["exact", "folded"] = "exact"
+    """exact: the jitter's operations one by one, clamped and rounded after each; folded: as one affine map
+    per image, without clamps."""
     lighting: float = 0.1
     """Standard deviation of the PCA lighting (Krizhevsky et al. 2012), in units of the eigenvalues."""
     published_lighting: bool = False
     """Lighting as the published ST code does it: eigenvalues for 0-1 added to 0-255 integers, truncated."""
+    erase: float = 0.0
+    """Probability of random erasing (Zhong et al. 2020) of a box of 2 to 33 % of the image."""
+    erase_fill: Literal["mean", "noise"] = "mean"
+    """What erased boxes show: 0, or Gaussian noise, after normalization."""
+    repeats: int = 1
+    """Times that an image of an epoch is in it, each augmented anew, in one step (Hoffer et al. 2020); the
+    epoch stays as long as the data and takes a part 1/repeats of the images."""
+    mixup: float = 0.0
+    """Alpha of mixup (Zhang et al. 2018): shares from Beta(alpha, alpha); 0: none."""
+    cutmix: float = 0.0
+    """Alpha of CutMix (Yun et al. 2019); 0: none."""
+    mix_switch: float = 0.5
+    """Probability of CutMix at a step where mixup and CutMix are both on."""
     val_resize: int = 256
     """Shorter side of a validation image before its centre crop, pixels."""
     val_crop: int = 224
@@ -114,8 +141,22 @@ class Data:
         _check_range("data.min_area", self.min_area, 1e-4, 1)
         _check_range("data.padding", self.padding, 0, 1024)
         _check_range("data.flip", self.flip, 0, 1)
+        _check_range("data.policy_operations", self.policy_operations, 1, 8)
+        _check_range("data.policy_magnitude", self.policy_magnitude, 0, 10)
+        _check_range("data.policy_deviation", self.policy_deviation, 0, 10)
         _check_range("data.jitter", self.jitter, 0, 1)
         _check_range("data.lighting", self.lighting, 0)
+        _check(
+            self.colour == "exact" or not self.published_lighting,
+            "data.colour",
+            self.colour,
+            "exact with published_lighting, which truncates",
+        )
+        _check_range("data.erase", self.erase, 0, 1)
+        _check_range("data.repeats", self.repeats, 1, 64)
+        _check_range("data.mixup", self.mixup, 0, 100)
+        _check_range("data.cutmix", self.cutmix, 0, 100)
+        _check_range("data.mix_switch", self.mix_switch, 0, 1)
         _check_range("data.val_crop", self.val_crop, 1, 4096)
         _check_range("data.val_resize", self.val_resize, self.val_crop, 8192)
         for value in self.mean:
@@ -367,6 +408,12 @@ class Config:
                 self.method.sizes,
                 f"at most data.crop = {self.data.crop}",
             )
+        _check(
+            self.method.supervision != "dkd" or self.data.mixup == self.data.cutmix == 0,
+            "method.supervision",
+            self.method.supervision,
+            "kl, ce_teacher, ce_target or mse with data.mixup or data.cutmix, whose targets are soft",
+        )
         _check(
             self.method.start_epoch < self.run.epochs,
             "method.start_epoch",

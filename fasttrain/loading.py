@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -117,6 +117,7 @@ def calibration_batches(
 ) -> Iterator[Tensor]:
     """Augmented training images for batch-norm statistics: a function of (seed, epoch) alone."""
     seed = int(generator(config.run.seed, Stream.CALIBRATION, epoch).integers(2**31))
+    config = replace(config, data=replace(config.data, repeats=1))  # different images tell more
     loader = _train_loader(config, folder, process, dtype, seed=seed)
     try:
         images = 0

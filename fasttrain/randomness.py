@@ -20,6 +20,9 @@ class Stream(IntEnum):
     CALIBRATION = 4
     SUBNET_SAMPLE = 5
     AUGMENTATION = 6
+    POLICY = 7
+    MIXING = 8
+    ERASING = 9
 
 
 def generator(seed: int, stream: Stream, epoch: int = 0, step: int = 0) -> np.random.Generator:

@@ -14,6 +14,7 @@ from .finite import LateCheck, gradient_norm, guarded_step
 from .hardware import Precision
 from .kernels.normalized_loss import StimulativeLoss
 from .methods import Method, Plan
+from .mixing import Mixing
 from .models import frozen_statistics
 from .optim import CosineSchedule
 
@@ -45,6 +46,7 @@ class TrainStep:
         scaler: of the loss; does something in fp16 alone.
         clip: largest gradient norm; 0: none.
         ema: weight average or None.
+        mixing: of images and targets before all else, or None.
         reduce: averages the gradients over the processes after a step in parts (`method.backward` split);
             None: one backward pass, in which DDP does it.
         check: finds out that gradients are not finite, a step late; `check.settle()` at once.
@@ -58,6 +60,7 @@ class TrainStep:
     scaler: torch.amp.GradScaler
     clip: float = 0.0
     ema: AveragedModel | None = None
+    mixing: Mixing | None = None
     reduce: Callable[[Iterable[nn.Parameter]], None] | None = None
     check: LateCheck = field(default_factory=LateCheck)
 
@@ -85,6 +88,8 @@ class TrainStep:
             NonFiniteError: the gradients of the step before were not finite; they changed no weight.
         """
         lr = self._set_learning_rate(global_step)
+        if self.mixing is not None:
+            images, small, targets = self.mixing(images, small, targets, epoch=epoch, step=step)
         plan = self.method.plan(images, small, epoch=epoch, step=step)
         loss = self.backward(plan, targets)
         norm = self.update()

@@ -5,6 +5,7 @@ restore the last checkpoint, if this run is resumed
 for each epoch:
     for each batch of the loader:                      # full [B,3,H,W], small list of [B,3,h,h], targets [B]
         learning rate <- schedule(step)
+        batch <- mixed, with soft targets              # mixup, CutMix, if asked for
         plan <- method.plan(batch)                     # subnets drawn, merged into prefix trees
         logits <- network(plan.inputs, plan.trees)     # ONE forward under autocast, through DDP
         loss <- method.loss(logits, plan, targets)     # main cross-entropy, and KL of each subnet to main

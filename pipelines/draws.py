@@ -17,6 +17,8 @@ from fasttrain.config import Data
 from fasttrain.errors import ConfigError
 from fasttrain.randomness import Stream, generator
 
+from . import erasing, policies
+
 TRIES = 10
 """Tries at a random resized crop before the centre crop, as in torchvision."""
 RATIO = (3 / 4, 4 / 3)
@@ -70,9 +72,26 @@ class Split:
         return rank * size, (rank + 1) * size
 
 
-def order(seed: int, epoch: int, images: int) -> NDArray[np.int64]:
-    """The epoch's permutation of the images, int64 [images]."""
-    return generator(seed, Stream.ORDER, epoch).permutation(images)
+def order(seed: int, epoch: int, images: int, *, repeats: int = 1, batch: int = 1) -> NDArray[np.int64]:
+    """The images of an epoch in the order of its steps, int64 [images].
+
+    A permutation; with repeats, the beginning of one, each image so often in a row (as the sampler of DeiT
+    and RSB does it), the copies then spread over their global batch, so that processes share them and
+    neighbours differ.
+
+    Args:
+        seed: of the run.
+        epoch: counted from 0.
+        images: of the data set.
+        repeats: how often an image is taken.
+        batch: images per step over all processes.
+    """
+    permutation = generator(seed, Stream.ORDER, epoch).permutation(images)
+    if repeats == 1:
+        return permutation
+    place = np.arange(images)
+    spread = np.lexsort((place, place % repeats, place // batch))
+    return np.repeat(permutation, repeats)[:images][spread]
 
 
 def augmentation(data: Data, seed: int, epoch: int, step: int, images: int) -> dict[str, NDArray[Any]]:
@@ -82,9 +101,10 @@ def augmentation(data: Data, seed: int, epoch: int, step: int, images: int) -> d
         `crop`: float32 [B, 22] for "imagenet" (`TRIES` widths and heights over the square root of the
         image's area, then the crop's position in 0-1, vertical first), [B, 2] for "small" (the position);
         with flips, `flip`: int32 [B], 0 or 1;
-        with jitter, `brightness`, `contrast`, `saturation`: float32 [B] factors, and `order0` to `order2`:
-        int32 [B], the operation (an index into `JITTER`) that comes first, second and third;
-        with lighting, `lighting`: float32 [B, 3], added to RGB on the 0-255 scale.
+        with jitter, `brightness`, `contrast`, `saturation`: float32 [B] factors, and with exact colours
+        `order0` to `order2`: int32 [B], which operation (an index into `JITTER`) comes first, second, third;
+        with lighting, `lighting`: float32 [B, 3], added to RGB on the 0-255 scale;
+        with a policy, `policies.draw`'s numbers; with erasing, `erasing.draw`'s.
     """
     rng = generator(seed, Stream.AUGMENTATION, epoch, step)
     uniform = rng.random((images, _UNIFORMS))
@@ -98,10 +118,15 @@ def augmentation(data: Data, seed: int, epoch: int, step: int, images: int) -> d
     if data.jitter:
         factors = 1 + data.jitter * (2 * uniform[:, 2 * TRIES + 3 : 2 * TRIES + 6] - 1)
         numbers.update(zip(JITTER, factors.astype(np.float32).T.copy(), strict=True))
+    if data.jitter and data.colour == "exact":
         orders = _ORDERS[(uniform[:, 2 * TRIES + 6] * len(_ORDERS)).astype(int)]
         numbers.update((f"order{place}", indices) for place, indices in enumerate(orders.T.copy()))
     if data.lighting:
         numbers["lighting"] = lighting(rng, images, data)
+    if data.policy != "none":
+        numbers |= policies.draw(data, seed, epoch, step, images)
+    if data.erase:
+        numbers |= erasing.draw(data, seed, epoch, step, images)
     return numbers
 
 

@@ -19,7 +19,8 @@ from nvidia.dali import fn, types
 
 from fasttrain.config import Data
 
-from . import draws, windows
+from . import colour, windows
+from .operations import apply_policy, erase
 
 Node = Any
 """A nvidia.dali DataNode."""
@@ -67,18 +68,25 @@ def train_graph(inputs: Mapping[str, Node], data: Data, dtype: torch.dtype, cuda
     """
     crop = _imagenet_crop if data.augmentation == "imagenet" else _small_crop
     full = crop(inputs, data, cuda)
-    if data.jitter:
-        full = _jitter(full, inputs, cuda)
+    if data.policy != "none":
+        full = apply_policy(full, inputs, data, cuda)
+    if data.jitter and data.colour == "exact":
+        full = colour.jitter(full, inputs, cuda)
     if data.lighting and data.published_lighting:
         full = fn.coord_transform(full, M=1.0, T=inputs["lighting"], dtype=types.DALIDataType.UINT8)
+    mean: Any = types.Constant([255 * value for value in data.mean], dtype=types.DALIDataType.FLOAT)
+    if data.lighting and not data.published_lighting:
+        mean = mean - inputs["lighting"]
+    folded = data.jitter > 0 and data.colour == "folded"
+    if folded:
+        full, mean = colour.fold(full, inputs, mean, cuda)
+    if data.erase:
+        full = erase(full, inputs, data, mean if folded else mean + 0.5)  # bytes are cut off, not rounded
     sides = [node for name, node in inputs.items() if name.startswith("size")]
     small = [
         fn.resize(full, resize_x=side, resize_y=side, interp_type=_LINEAR, antialias=data.antialias)
         for side in sides
     ]
-    mean: Any = [255 * value for value in data.mean]
-    if data.lighting and not data.published_lighting:
-        mean = types.Constant(mean, dtype=types.DALIDataType.FLOAT) - inputs["lighting"]
     mirror = {"mirror": inputs["flip"]} if data.flip else {}
     batches = [_normalize(images, data, dtype, mean=mean, **mirror) for images in (full, *small)]
     return [*batches, _to(inputs["targets"], cuda)]
@@ -114,40 +122,6 @@ def _small_crop(inputs: Mapping[str, Node], data: Data, cuda: bool) -> Node:
     shape = [data.crop, data.crop]
     images = fn.slice(images, start=corner, shape=shape, axis_names="HW", out_of_bounds_policy="pad")
     return _to(images, cuda)
-
-
-def _jitter(images: Node, inputs: Mapping[str, Node], cuda: bool) -> Node:
-    """Brightness, contrast and saturation in each image's own order, clamped and rounded after each."""
-    for place in range(len(draws.JITTER)):
-        operation = inputs[f"order{place}"]
-        # An `if` on a node sends each image of the batch its own way (DALI's conditional execution).
-        if operation == 0:
-            images = fn.brightness(images, brightness=inputs["brightness"])
-        elif operation == 1:
-            images = _contrast(images, inputs["contrast"], cuda)
-        else:
-            images = fn.saturation(images, saturation=inputs["saturation"])
-    return images
-
-
-def _contrast(images: Node, factor: Node, cuda: bool) -> Node:
-    """Contrast about the image's mean grey."""
-    grey = fn.color_space_conversion(
-        images, image_type=types.DALIImageType.RGB, output_type=types.DALIImageType.GRAY
-    )
-    mean = fn.reductions.mean(grey)
-    if cuda:
-        return blend(images, mean, factor.gpu())
-    return fn.contrast(images, contrast=factor, contrast_center=mean)
-
-
-def blend(images: Node, mean: Node, factor: Node) -> Node:
-    """The images blended with their mean, factor * images + (1 - factor) * mean, rounded, clamped, as uint8.
-
-    The same as `fn.contrast`, whose arguments must come from the CPU: a mean that was computed on the GPU
-    cannot be one.
-    """
-    return fn.cast(images * factor + mean * (1 - factor), dtype=types.DALIDataType.UINT8)
 
 
 def _normalize(images: Node, data: Data, dtype: torch.dtype, **arguments: Any) -> Node:

@@ -51,7 +51,14 @@ class TrainLoader:
         self._sizes, self._sizes_per_step = tuple(sizes), sizes_per_step if sizes else 0
         self._labels = np.array(folder.labels, np.int64)
         # Two: the runs in flight can span an epoch's end.
-        self._order = lru_cache(maxsize=2)(partial(draws.order, seed, images=len(folder.files)))
+        order = partial(
+            draws.order,
+            seed,
+            images=len(folder.files),
+            repeats=data.repeats,
+            batch=split.batch * split.world,
+        )
+        self._order = lru_cache(maxsize=2)(order)
         graph = partial(train_graph, data=data, dtype=dtype, cuda=device.type == "cuda")
         self._stream = Stream(
             self._feed,

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from PIL import Image, UnidentifiedImageError
 
 from fasttrain.config import Data
-from fasttrain.errors import DataError
+from fasttrain.errors import ConfigError, DataError
 from fasttrain.randomness import draw_sizes
 
 from . import draws
@@ -92,15 +92,21 @@ class ResidentLoader:
 
         Args:
             images: of side `data.crop`, on the device where the batches shall be.
-            data: padding, flip, normalization, antialias, drop_last; no other augmentation is done.
+            data: padding, flip, repeats, normalization, antialias, drop_last; no other augmentation is
+                done.
             batch: images per step.
             seed: of the order, the augmentation and the sizes.
             sizes: sides that downscaled batches are drawn from, pixels.
             sizes_per_step: R, how many are drawn per step.
 
         Raises:
-            ConfigError: a batch larger than the data.
+            ConfigError: a batch larger than the data, a policy, or erasing.
         """
+        for name, none in (("policy", "none"), ("erase", 0)):
+            if getattr(data, name) != none:
+                raise ConfigError(
+                    f"data.{name} is {getattr(data, name)!r}; allowed for resident images: {none}"
+                )
         self._images, self._data, self._seed = images, data, seed
         self._sizes, self._sizes_per_step = tuple(sizes), sizes_per_step
         self._split = draws.Split(len(images), batch, 1, data.drop_last)
@@ -114,7 +120,8 @@ class ResidentLoader:
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
         """The batches of an epoch from `start_step` on."""
-        order = draws.order(self._seed, epoch, len(self._images))
+        images, repeats = len(self._images), self._data.repeats
+        order = draws.order(self._seed, epoch, images, repeats=repeats, batch=self._split.batch)
         for step in range(start_step, self.steps_per_epoch):
             start, stop = self._split.rows(step, 0)
             first = step * self._split.batch

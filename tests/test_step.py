@@ -68,7 +68,8 @@ def test_the_host_never_waits_for_the_gpu(backward: str) -> None:
     """From the second step on: the first compiles kernels and tries them."""
     device = torch.device("cuda", 0)
     method = Method(subnets=3, normalize="layer_norm", backward=backward)  # type: ignore[arg-type]
-    config = Config(data=Data(crop=64, val_crop=64, val_resize=64), method=method, run=Run(batch=4, epochs=2))
+    data = Data(crop=64, val_crop=64, val_resize=64, mixup=0.2, cutmix=1.0)
+    config = Config(data=data, method=method, run=Run(batch=4, epochs=2))
     network = build.build_network(config, 7, device).train()
     precision = choose_precision("auto", device)
     step = build.build_step(config, network, Process(0, 1, device), precision, 4)

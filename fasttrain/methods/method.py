@@ -68,4 +68,7 @@ class Method(Protocol):
         """
 
     def loss(self, logits: Sequence[Sequence[Tensor]], plan: Plan, targets: Tensor) -> StimulativeLoss:
-        """The step's loss from the logits [B, C] of each subnet of each of the plan's trees."""
+        """The step's loss from the logits [B, C] of each subnet of each of the plan's trees.
+
+        Targets are class indices, int64 [B], or probabilities [B, C], whose likeliest class a hit is.
+        """

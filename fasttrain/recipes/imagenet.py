@@ -70,6 +70,17 @@ def rn50_stpp_a1() -> Config:
     )
 
 
+def rn50_stpp_a2() -> Config:
+    """ResNet-50, ST++ as rn50-stpp-a1 with UniformAugment, 400 epochs."""
+    base = rn50_stpp_a1()
+    return replace(
+        base,
+        recipe="rn50-stpp-a2",
+        data=replace(base.data, policy="uniformaugment"),  # ST++ A2
+        run=replace(base.run, epochs=400),
+    )
+
+
 def as_published(config: Config) -> Config:
     """The published code to the letter: partial last batch, lighting, float32 with TF32, re-estimation."""
     method = config.method
@@ -114,6 +125,7 @@ RECIPES = {
     "rn50-ct-200": rn50_ct_200,
     "rn50-st-200": rn50_st_200,
     "rn50-stpp-a1": rn50_stpp_a1,
+    "rn50-stpp-a2": rn50_stpp_a2,
     "rn50-ct-200-published": rn50_ct_200_published,
     "rn50-st-200-published": rn50_st_200_published,
     "rn50-stpp-a1-published": rn50_stpp_a1_published,

@@ -21,6 +21,39 @@ def test_the_order_is_a_permutation_of_its_own_per_epoch_and_seed() -> None:
     assert np.array_equal(draws.order(1, 1, 1000), orders[-1])
 
 
+@pytest.mark.parametrize("world", range(1, 9))
+@pytest.mark.parametrize("repeats", [2, 3, 4])
+def test_repeated_images_share_a_step_and_an_epochs_length(repeats: int, world: int) -> None:
+    images, batch = 1009, 24 * world
+    orders = [draws.order(5, epoch, images, repeats=repeats, batch=batch) for epoch in range(2)]
+    permutation = draws.order(5, 0, images)
+    distinct = -(-images // repeats)
+    counts = Counter(orders[0].tolist())
+    assert len(orders[0]) == images
+    assert set(counts) == set(permutation[:distinct].tolist())
+    assert sorted(counts.values())[1:] == [repeats] * (distinct - 1)
+    assert set(orders[1].tolist()) != set(counts)
+    for start in range(0, images - batch + 1, batch):
+        step = orders[0][start : start + batch]
+        assert set(Counter(step.tolist()).values()) == {repeats}
+        # one copy in each part of the step: processes share them, and neighbours differ
+        for part in step.reshape(repeats, -1):
+            assert len(set(part.tolist())) == len(part)
+        if world % repeats == 0:
+            for own in step.reshape(world, -1):
+                assert len(set(own.tolist())) == len(own)
+
+
+@pytest.mark.parametrize("batch", [1, 7, 100])
+def test_copies_that_a_step_cannot_hold_come_in_the_next(batch: int) -> None:
+    order = draws.order(5, 0, 100, repeats=3, batch=batch)
+    assert sorted(Counter(order.tolist()).values()) == [1] + [3] * 33
+    first = {image: place for place, image in reversed(list(enumerate(order.tolist())))}
+    last = {image: place for place, image in enumerate(order.tolist())}
+    assert max(last[image] // batch - first[image] // batch for image in first) <= max(1, 2 // batch)
+    assert np.array_equal(draws.order(5, 0, 100, repeats=1, batch=batch), draws.order(5, 0, 100))
+
+
 @pytest.mark.parametrize("world", [1, 2, 4])
 @pytest.mark.parametrize("drop_last", [True, False])
 @pytest.mark.parametrize("images", [24, 25, 29, 31, 47])

@@ -94,6 +94,19 @@ def test_any_world_size_sees_the_same_global_steps(photos: ImageFolder, data: Da
         assert torch.equal(torch.cat([part.small[0] for part in parts]), whole.small[0][:count])
 
 
+def test_repeated_images_are_augmented_anew_in_any_world(photos: ImageFolder) -> None:
+    data = dataclasses.replace(DATA, repeats=3)
+    alone = list(train(data, numbered(photos), 12).epoch(1))
+    assert len(alone) == len(list(train(DATA, photos, 12).epoch(1)))
+    for batch in alone:
+        assert torch.equal(batch.targets[:4], batch.targets[4:8])
+        assert torch.equal(batch.targets[:4], batch.targets[8:])
+        assert not torch.equal(batch.images[:4], batch.images[4:8])
+    shared = [list(train(data, numbered(photos), 4, rank=rank, world=3).epoch(1)) for rank in range(3)]
+    for step, whole in enumerate(alone):
+        assert torch.equal(torch.cat([batches[step].images for batches in shared]), whole.images)
+
+
 @pytest.mark.parametrize("data", [DATA, SMALL], ids=["imagenet", "small"])
 @pytest.mark.parametrize(("epoch", "step"), [(0, 3), (1, 0), (2, 4)])
 def test_a_resume_is_bit_identical(

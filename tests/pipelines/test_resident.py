@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -101,3 +102,9 @@ def test_bad_images_and_batches_are_named(icons: ImageFolder, tmp_path: Path) ->
         decode(scan(tmp_path), 32)
     with pytest.raises(ConfigError, match="batch"):
         resident(icons, batch=24)
+
+
+@pytest.mark.parametrize(("field", "value"), [("policy", "autoaugment"), ("erase", 0.5)])
+def test_other_augmentations_are_refused(icons: ImageFolder, field: str, value: Any) -> None:
+    with pytest.raises(ConfigError, match=rf"data\.{field} is {value!r}; allowed for resident images"):
+        resident(icons, dataclasses.replace(DATA, **{field: value}), batch=4, seed=0)
