@@ -258,7 +258,7 @@ def test_exif_orientation_is_ignored(tmp_path_factory: pytest.TempPathFactory, p
 def test_graphs_for_cuda_can_be_drawn(augmentation: Any, published: bool) -> None:
     """Without a GPU they cannot run; arguments and placement are checked when the nodes are made."""
     data = Data(augmentation=augmentation, published_lighting=published)
-    names = ("paths", "targets", *draws.augmentation(data, 0, 0, 0, 1), "size0")
+    names = ("encoded", "targets", *draws.augmentation(data, 0, 0, 0, 1), "size0")
     placed: list[str] = []
 
     @pipeline_def(batch_size=1, num_threads=1, device_id=0, enable_conditionals=True)
