@@ -20,6 +20,7 @@ class Stream(IntEnum):
     CALIBRATION = 4
     SUBNET_SAMPLE = 5
     AUGMENTATION = 6
+    PACKING = 7
 
 
 def generator(seed: int, stream: Stream, epoch: int = 0, step: int = 0) -> np.random.Generator:

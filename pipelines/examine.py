@@ -1,39 +1,28 @@
-"""Whether an image can be decoded, and what it is: by DALI's decoder, which training uses, and Pillow.
+"""Whether an image can be decoded, and what it is: by Pillow and by DALI's decoder, which training uses.
 
-Runs in worker processes, whose standard error it takes over: damage in the middle of a JPEG stops no decoder,
-but libjpeg writes a warning there.
+For worker processes: the decoder takes their standard error over. Only there is DALI imported.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
-import os
-import re
 import tarfile
-import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
-from typing import Any
 
-import numpy as np
-from nvidia.dali import Pipeline, fn, types
 from PIL import Image, UnidentifiedImageError
-
-from .graphs import decode
 
 FORMATS = ("JPEG", "MPO", "PNG", "BMP", "WEBP", "TIFF", "PPM", "JPEG2000")
 """What training decodes, by Pillow's names. MPO is a JPEG with more images after it."""
 BATCH = 16
-"""Images examined at once at most."""
+"""Images to examine at once: enough to make the hand-over cheap, few enough to see progress."""
+_PIXELS = 50_000_000
+"""Decoded at once at most, unless one image has more."""
 
 _ORIENTATION = 0x0112  # the EXIF tag
 _HEADER = tarfile.BLOCKSIZE
-# libjpeg's warnings that mean lost image data; others are about odd but harmless headers
-_DAMAGE = re.compile(r"Corrupt JPEG data: (?!bad ICC)(.*)|(Premature end of JPEG file)")
-_UNDECODABLE = "cannot be decoded: it is damaged or no image"
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,18 +76,37 @@ class Finding:
 
 def examine(places: Sequence[Place]) -> list[Finding]:
     """Read and decode up to `BATCH` images."""
+    from .strict import strict_decoder
+
     contents: list[bytes] = []
     findings: list[Finding] = []
     for place in places:
         data, finding = _look(place)
         contents.append(data)
         findings.append(finding)
-    good = [index for index, finding in enumerate(findings) if not finding.fault]
-    faults = _decoder().faults([contents[index] for index in good])
-    for index, fault in zip(good, faults, strict=True):
-        if fault:
-            findings[index] = Finding(fault)
+    for group in _groups(findings):
+        faults = strict_decoder().faults([contents[index] for index in group])
+        for index, fault in zip(group, faults, strict=True):
+            if fault:
+                findings[index] = Finding(fault)
     return findings
+
+
+def _groups(findings: Sequence[Finding]) -> Iterator[list[int]]:
+    """The good images' indices, cut so that few large images are decoded at once."""
+    group: list[int] = []
+    pixels = 0
+    for index, finding in enumerate(findings):
+        if finding.fault:
+            continue
+        size = finding.width * finding.height
+        if group and pixels + size > _PIXELS:
+            yield group
+            group, pixels = [], 0
+        group.append(index)
+        pixels += size
+    if group:
+        yield group
 
 
 def _look(place: Place) -> tuple[bytes, Finding]:
@@ -135,7 +143,7 @@ def _describe(data: bytes, digest: str) -> Finding:
     except Image.DecompressionBombError as error:
         return Finding(f"is too large: {error}")
     except Exception as error:  # Pillow's readers raise whatever a damaged file leads them to
-        return Finding(f"{_UNDECODABLE} ({error})")
+        return Finding(f"cannot be decoded: {error}")
 
 
 def _orientation(image: Image.Image) -> int:
@@ -144,54 +152,3 @@ def _orientation(image: Image.Image) -> int:
     except Exception:  # damaged EXIF data does no harm to the image
         return 1
     return value if value in range(1, 9) else 1
-
-
-class _Decoder:
-    """DALI's decoder in a process whose standard error nobody else reads."""
-
-    def __init__(self) -> None:
-        self._messages = tempfile.TemporaryFile()  # noqa: SIM115: as long as the process
-        os.dup2(self._messages.fileno(), 2)
-        self._images: list[np.ndarray[Any, Any]] = []
-        self._pipeline: Pipeline | None = None
-
-    def faults(self, images: Sequence[bytes]) -> list[str]:
-        """What is wrong with each, or empty strings."""
-        together = self._fault(images)
-        if not together:
-            return [""] * len(images)
-        return [self._fault([image]) for image in images] if len(images) > 1 else [together]
-
-    def _fault(self, images: Sequence[bytes]) -> str:
-        if not images:
-            return ""
-        self._messages.seek(0)
-        self._messages.truncate()
-        self._images = [np.frombuffer(image, np.uint8) for image in images]
-        fault = ""
-        try:
-            self._built().run()
-        except RuntimeError:
-            fault = _UNDECODABLE
-            self._pipeline = None  # it does not run again
-        self._messages.seek(0)
-        damage = _DAMAGE.search(self._messages.read().decode(errors="replace"))
-        if damage is None:
-            return fault
-        return f"is damaged: {damage[1].strip()}" if damage[1] else "is truncated"
-
-    def _built(self) -> Pipeline:
-        if self._pipeline is None:
-            pipeline = Pipeline(batch_size=BATCH, num_threads=1, device_id=None, prefetch_queue_depth=1)
-            with pipeline:
-                source = fn.external_source(
-                    lambda: self._images, batch=True, dtype=types.DALIDataType.UINT8, ndim=1
-                )
-                pipeline.set_outputs(decode(source))
-            self._pipeline = pipeline
-        return self._pipeline
-
-
-@cache
-def _decoder() -> _Decoder:
-    return _Decoder()

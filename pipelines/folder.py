@@ -140,7 +140,9 @@ def scan(root: str | Path, classes: Sequence[str] | None = None) -> ImageFolder:
 
 def _class_folders(root: str) -> list[str]:
     if not os.path.exists(root):
-        raise DataError(f"image folder {root!r} does not exist; give a folder with one folder per class, or a manifest")
+        raise DataError(
+            f"image folder {root!r} does not exist; give a folder with one folder per class, or a manifest"
+        )
     if not os.path.isdir(root):
         raise DataError(f"image folder {root!r} is not a folder; give a folder with one folder per class")
     try:
@@ -167,7 +169,7 @@ def _images(folder: str) -> Iterator[str]:
 
 
 def check_classes(what: str, found: Sequence[str], expected: Sequence[str]) -> None:
-    """Raises DataError if `what` has other classes than the training images, in whatever order."""
+    """Raises DataError if `what` has other classes than expected, in whatever order."""
     missing = sorted(set(expected) - set(found))
     extra = sorted(set(found) - set(expected))
     parts = [
@@ -177,8 +179,8 @@ def check_classes(what: str, found: Sequence[str], expected: Sequence[str]) -> N
     ]
     if parts:
         raise DataError(
-            f"{what} has other classes than the training images: {', '.join(parts)}; "
-            f"allowed: the same {len(expected)} class folders"
+            f"{what} has other classes than those given (the training images' or a list): "
+            f"{', '.join(parts)}; allowed: the same {len(expected)} class folders"
         )
 
 

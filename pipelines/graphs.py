@@ -39,8 +39,8 @@ def train_graph(inputs: Mapping[str, Node], data: Data, dtype: torch.dtype, cuda
     """One training batch.
 
     Args:
-        inputs: `encoded` images and `targets`, `draws.augmentation`'s numbers, and `size0`, `size1`, ... (float32
-            sides of the downscaled batches, equal for all images).
+        inputs: `encoded` images and `targets`, `draws.augmentation`'s numbers, and `size0`, `size1`, ...
+            (float32 sides of the downscaled batches, equal for all images).
         data: augmentation and normalization.
         dtype: torch.float32 or torch.float16.
         cuda: whether the batch is made on the GPU.

@@ -194,7 +194,7 @@ def open_images(path: str | Path, classes: Sequence[str] | None = None) -> Image
 
 
 def check_presence(images: ImageFolder) -> None:
-    """Whether the files of a manifest exist and have the sizes that it says; without one there is none to say.
+    """Whether the files of a manifest exist and have the sizes that it says; without one all is well.
 
     Raises:
         DataError: how many do not, and the first.

@@ -1,4 +1,4 @@
-"""How a DALI graph comes by the encoded images: DALI reads files; members of tars are read at their offsets."""
+"""How a DALI graph comes by encoded images: DALI reads files; members of tars are read at their offsets."""
 
 from __future__ import annotations
 

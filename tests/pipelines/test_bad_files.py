@@ -68,7 +68,10 @@ def test_good_files_are_not_blamed(photos: ImageFolder) -> None:
 def test_the_first_of_many_is_found(copies: ImageFolder) -> None:
     for index in (40, 44):
         Path(copies.path(index)).write_text("no picture")
-    assert find_undecodable(copies, range(47)) == (copies.path(40), "cannot be decoded: it is damaged or no image")
+    assert find_undecodable(copies, range(47)) == (
+        copies.path(40),
+        "cannot be decoded: it is damaged or no image",
+    )
 
 
 def test_a_loader_goes_on_after_the_file_was_mended(copies: ImageFolder, photos: ImageFolder) -> None:
