@@ -162,10 +162,18 @@ def _images(folder: str) -> Iterator[str]:
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
-                if entry.name[0] != "." and entry.name.lower().endswith(SUFFIXES) and not entry.is_dir():
+                looks_right = entry.name[0] != "." and entry.name.lower().endswith(SUFFIXES)
+                if looks_right and not _is_folder(entry):
                     yield entry.name
     except OSError as error:
         raise DataError(f"class folder {folder!r} cannot be read: {error.strerror}") from None
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a loop of links, for one: named when it is read
+        return False
 
 
 def check_classes(what: str, found: Sequence[str], expected: Sequence[str]) -> None:

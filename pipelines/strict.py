@@ -18,7 +18,7 @@ from nvidia.dali import Pipeline, fn, types
 from .examine import BATCH
 
 # libjpeg's warnings that mean lost image data; others are about odd but harmless headers
-_DAMAGE = re.compile(r"Corrupt JPEG data: (?!bad ICC)(.*)|(Premature end of JPEG file)")
+_DAMAGE = re.compile(r"Corrupt JPEG data: (?!bad ICC)(.*)|(Premature end of JPEG)")
 
 
 class StrictDecoder:
