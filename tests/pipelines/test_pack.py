@@ -7,6 +7,7 @@ import re
 import shutil
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -64,8 +65,8 @@ def test_dali_reads_tars_by_their_indexes(photos: ImageFolder, packed: ImageFold
     @pipeline_def(batch_size=47, num_threads=2, device_id=None)
     def define() -> tuple[object, ...]:
         indexes = [tar.replace(".tar", ".idx") for tar in tars]
-        images, labels = fn.readers.webdataset(paths=tars, index_paths=indexes, ext=["jpg", "cls"])
-        return images, labels
+        read: Any = fn.readers.webdataset
+        return tuple(read(paths=tars, index_paths=indexes, ext=["jpg", "cls"]))
 
     images, labels = define().run()
     seen = {
