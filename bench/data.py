@@ -230,14 +230,13 @@ def _decoded(job: Job, device: torch.device) -> Iterator[object]:
 
     def feed(run: int) -> Feed:
         first = run * job.batch
-        taken = [(first + place) % len(folder.files) for place in range(job.batch)]
-        return Feed([folder.path(index) for index in taken], {})
+        return Feed(np.arange(first, first + job.batch) % len(folder.files), {})
 
     def graph(inputs: Mapping[str, Any]) -> list[Any]:
         backend = "mixed" if device.type == "cuda" else "cpu"
-        return [fn.crop(graphs.decode(graphs.read(inputs["paths"]), backend), crop=(1, 1))]
+        return [fn.crop(graphs.decode(inputs["encoded"], backend), crop=(1, 1))]
 
-    stream = Stream(feed, graph, batch=job.batch, device=device, threads=job.cores, prefetch=2)
+    stream = Stream(folder, feed, graph, batch=job.batch, device=device, threads=job.cores, prefetch=2)
     for run in itertools.count():
         yield stream.take(run)
 

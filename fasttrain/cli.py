@@ -26,6 +26,8 @@ USAGE = """usage: fasttrain COMMAND ...
   evaluate RUN [--help]                                 evaluate a run's main network and subnets
   recipes                                               list the recipes
   show RECIPE [--section.field value ...]               print a recipe as JSON, overrides applied
+  data check DIR [-o MANIFEST] [--help]                 decode every image once; list the bad ones
+  data pack DIR_OR_MANIFEST -o DIR --shards N [--help]  write the images into shuffled tars
   data demo DIR                                         write the demo's digits as JPEGs
   demo [DIR]                                            CT against ST++ on the digits (default: runs/demo)
   doctor                                                what this machine has, and what would be chosen
@@ -65,7 +67,7 @@ def _dispatch(command: str, rest: list[str]) -> None:
     }
     if command not in commands:
         raise ConfigError(f"unknown command {command!r}; allowed: {', '.join(commands)}")
-    if rest[:1] in (["-h"], ["--help"]) and command != "evaluate":
+    if rest[:1] in (["-h"], ["--help"]) and command not in ("evaluate", "data"):
         print(USAGE)
         return
     commands[command](rest)
@@ -185,13 +187,86 @@ def _show(rest: list[str]) -> None:
     print(json.dumps(to_dict(_configure("show", rest)), indent=2))
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Check:
+    """Decode every image once, in parallel. Exit status 3 if some are bad, unless they are left out."""
+
+    source: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DIR")]
+    """A folder with one folder of images per class, a folder of packed tars, or a manifest."""
+    output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"], metavar="MANIFEST")] = None
+    """Write a manifest for data.train or data.val; without it the check only reports. An interrupted check
+    goes on where it was from MANIFEST.part."""
+    leave_out_bad: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Write the manifest without the bad images, and record them in it."""
+    classes: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """The class folders' names, one per line, in the order of the labels; without it they are sorted."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Pack:
+    """Write images into shuffled, uncompressed tars (WebDataset, with DALI's indexes), and read them back."""
+
+    source: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DIR_OR_MANIFEST")]
+    """A folder with one folder of images per class, which is checked first, or a manifest."""
+    output: Annotated[Path, tyro.conf.arg(aliases=["-o"], metavar="DIR")]
+    """A new folder for the tars."""
+    shards: int
+    """Number of tars."""
+    shuffle: Annotated[int, tyro.conf.arg(metavar="SEED")] = 0
+    """Seed of the images' order in the tars."""
+    resize_shorter: int = 0
+    """Make images smaller whose shorter side is longer than this, pixels; 0: none."""
+    quality: int = 90
+    """JPEG quality of images made smaller, 1 to 95."""
+
+
 def _data(rest: list[str]) -> None:
-    if len(rest) != 2 or rest[0] != "demo":
-        raise ConfigError(f"data {' '.join(rest)}; allowed: data demo DIR")
+    commands = {"check": _check_data, "pack": _pack_data, "demo": _demo_data}
+    if not rest or rest[0] not in commands:
+        raise ConfigError(
+            f"data {' '.join(rest)}; allowed: data check DIR, data pack DIR_OR_MANIFEST -o DIR, data demo DIR"
+        )
+    commands[rest[0]](rest[1:])
+
+
+def _check_data(rest: list[str]) -> None:
+    options = tyro.cli(_Check, prog="fasttrain data check", args=rest)
+    from .data import check_data
+
+    check_data(
+        options.source,
+        output=options.output,
+        classes=options.classes,
+        leave_out_bad=options.leave_out_bad,
+    )
+
+
+def _pack_data(rest: list[str]) -> None:
+    options = tyro.cli(_Pack, prog="fasttrain data pack", args=rest)
+    if options.resize_shorter < 0 or not 1 <= options.quality <= 95 or options.shuffle < 0:
+        raise ConfigError(
+            f"--resize-shorter {options.resize_shorter} --quality {options.quality} --shuffle "
+            f"{options.shuffle}; allowed: at least 0, 1 to 95, at least 0"
+        )
+    from .data import pack_data
+    from .pipelines.pack import Reencoding
+
+    pack_data(
+        options.source,
+        options.output,
+        shards=options.shards,
+        seed=options.shuffle,
+        reencoding=Reencoding(options.resize_shorter, options.quality) if options.resize_shorter else None,
+    )
+
+
+def _demo_data(rest: list[str]) -> None:
+    if len(rest) != 1 or rest[0].startswith("-"):
+        raise ConfigError(f"data demo {' '.join(rest)}; allowed: data demo DIR")
     from .pipelines.digits import write_digits
 
-    write_digits(Path(rest[1]))
-    print(f"{rest[1]}/train and {rest[1]}/test hold the digits")
+    write_digits(Path(rest[0]))
+    print(f"{rest[0]}/train and {rest[0]}/test hold the digits")
 
 
 def _demo(rest: list[str]) -> None:

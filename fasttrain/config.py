@@ -69,9 +69,10 @@ class Data:
     """Where the images are and how they are augmented."""
 
     train: str = ""
-    """Training images: a folder with one folder of images per class."""
+    """Training images: a folder with one folder of images per class, a folder of tars that `data pack` wrote,
+    or a manifest that `data check` wrote."""
     val: str = ""
-    """Validation images, in the same layout; empty: the run does not evaluate."""
+    """Validation images, of the same kinds; empty: the run does not evaluate."""
     builtin: Literal["none", "digits"] = "none"
     """A data set that fasttrain writes itself where `train` is missing (digits: scikit-learn's scans)."""
     num_classes: int = 0

@@ -14,8 +14,9 @@ from .config import Config
 from .distributed import Process
 from .errors import ConfigError
 from .pipelines.digits import write_digits
-from .pipelines.folder import ImageFolder, scan
+from .pipelines.folder import ImageFolder
 from .pipelines.loader import EvalLoader, TrainLoader, eval_loader, train_loader
+from .pipelines.manifest import check_presence, open_images
 from .randomness import Stream, generator
 
 
@@ -33,15 +34,18 @@ class Folders:
 
 
 def find_images(config: Config, process: Process) -> Folders:
-    """Scan the training and validation folders; the digits are written first where they are missing.
+    """List the training and validation images; the digits are written first where they are missing.
 
     Raises:
-        ConfigError: no training folder given, or fewer outputs than classes.
-        DataError: a folder that is missing, empty, or does not fit.
+        ConfigError: no training images given, or fewer outputs than classes.
+        DataError: a folder or manifest that is missing, empty, or does not fit, or files that are not as
+            their manifest says.
     """
     data = config.data
     if not data.train:
-        raise ConfigError("data.train is empty; allowed: a folder with one folder of images per class")
+        raise ConfigError(
+            "data.train is empty; allowed: a folder with one folder of images per class, or a manifest"
+        )
     train_folder = Path(data.train)
     if (
         data.builtin == "digits"
@@ -51,14 +55,32 @@ def find_images(config: Config, process: Process) -> Folders:
     ):
         write_digits(train_folder.parent)
     distributed.barrier()
-    train = scan(data.train)
-    val = scan(data.val, classes=train.classes) if data.val else None
+    train = open_images(data.train)
+    val = open_images(data.val, classes=train.classes) if data.val else None
+    if process.is_main:
+        for images in filter(None, (train, val)):
+            check_presence(images)
     if 0 < data.num_classes < len(train.classes):
         raise ConfigError(
-            f"data.num_classes is {data.num_classes}; allowed: 0 or at least the {len(train.classes)} class "
-            f"folders of {data.train}"
+            f"data.num_classes is {data.num_classes}; allowed: 0 or at least the {len(train.classes)} "
+            f"classes of {data.train}"
         )
     return Folders(train, val)
+
+
+def validation_notes(folders: Folders) -> list[str]:
+    """What a log should tell about the images' validation, a line for each of training and validation."""
+    notes = []
+    for name, images in (("data.train", folders.train), ("data.val", folders.val)):
+        if images is None:
+            continue
+        if not images.contents:
+            notes.append(
+                f"{name}: files under {images.root} are not validated (fasttrain data check DIR -o MANIFEST)"
+            )
+        elif images.left_out:
+            notes.append(f"{name}: {images.left_out} bad images are left out by the manifest")
+    return notes
 
 
 def build_train_loader(

@@ -23,6 +23,7 @@ class Stream(IntEnum):
     POLICY = 7
     MIXING = 8
     ERASING = 9
+    PACKING = 10
 
 
 def generator(seed: int, stream: Stream, epoch: int = 0, step: int = 0) -> np.random.Generator:

@@ -355,6 +355,8 @@ class Trainer:
         self.log.line(
             f"{config.recipe or 'run'}: {config.model.name}, {config.method.name} training, {images}"
         )
+        for note in loading.validation_notes(folders):
+            self.log.line(note)
         if config.run.resume:
             self.log.line(f"resumed from {self.folder.last} at step {self.position.global_step}")
         self.log.line(

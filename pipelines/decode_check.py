@@ -1,50 +1,41 @@
-"""Finds the file that made a batch fail, with the decoder that failed on it."""
+"""Finds the image that made a batch fail, with the decoder that failed on it."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 
+import numpy as np
 from nvidia.dali import Pipeline, fn, types
 
-from .graphs import decode, encode_paths, read
+from .folder import ImageFolder
+from .graphs import decode
 
 _CHUNK = 32
-"""Files tried at once, before those of a failing chunk are tried one by one."""
+"""Images tried at once, before those of a failing chunk are tried one by one."""
 
 
-def find_undecodable(paths: Sequence[str], threads: int = 4) -> tuple[str, str] | None:
-    """The first file that cannot be read or decoded and why, or None when all can."""
-    for path in paths:
-        reason = _file_error(path)
+def find_undecodable(folder: ImageFolder, indices: Sequence[int], threads: int = 4) -> tuple[str, str] | None:
+    """The first of some images that cannot be read or decoded, by its path, and why; None when all can."""
+    for index in indices:
+        reason = folder.fault(index)
         if reason:
-            return path, reason
-    for start in range(0, len(paths), _CHUNK):
-        chunk = paths[start : start + _CHUNK]
-        if not _decodes(chunk, threads):
-            for path in chunk:
-                if not _decodes([path], 1):
-                    return path, "cannot be decoded: it is damaged or no image"
+            return folder.path(index), reason
+    for start in range(0, len(indices), _CHUNK):
+        chunk = indices[start : start + _CHUNK]
+        if not _decodes([folder.read(index) for index in chunk], threads):
+            for index in chunk:
+                if not _decodes([folder.read(index)], 1):
+                    return folder.path(index), "cannot be decoded: it is damaged or no image"
     return None
 
 
-def _file_error(path: str) -> str:
-    """What is wrong with a file without looking into it, or an empty string."""
-    try:
-        size = os.stat(path).st_size
-        with open(path, "rb"):
-            return "" if size else "is empty"
-    except OSError as error:
-        return f"cannot be read: {(error.strerror or str(error)).lower()}"
-
-
-def _decodes(paths: Sequence[str], threads: int) -> bool:
-    """Whether all files decode."""
-    pipeline = Pipeline(batch_size=len(paths), num_threads=threads, device_id=None, prefetch_queue_depth=1)
-    names = encode_paths(paths)
+def _decodes(images: Sequence[bytes], threads: int) -> bool:
+    """Whether all images decode."""
+    pipeline = Pipeline(batch_size=len(images), num_threads=threads, device_id=None, prefetch_queue_depth=1)
+    arrays = [np.frombuffer(image, np.uint8) for image in images]
     with pipeline:
-        source = fn.external_source(lambda: names, batch=True, dtype=types.DALIDataType.UINT8, ndim=1)
-        pipeline.set_outputs(decode(read(source)))
+        source = fn.external_source(lambda: arrays, batch=True, dtype=types.DALIDataType.UINT8, ndim=1)
+        pipeline.set_outputs(decode(source))
     try:
         pipeline.run()
     except RuntimeError:

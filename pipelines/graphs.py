@@ -1,20 +1,17 @@
-"""The DALI graphs: from encoded file names and per-image random numbers to normalized batches.
+"""The DALI graphs: from encoded images and per-image random numbers to normalized batches.
 
-Everything random comes in through the inputs; the graphs themselves hold no state. File reading, image shapes
-and windows are on the CPU; on CUDA the images are decoded by `mixed` operators and stay on the GPU, except
+Everything random comes in through the inputs; the graphs themselves hold no state. Image shapes and
+windows are on the CPU; on CUDA the images are decoded by `mixed` operators and stay on the GPU, except
 small ones, which are decoded and cropped on the CPU.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from nvidia.dali import fn, types
 
 from fasttrain.config import Data
@@ -27,20 +24,6 @@ Node = Any
 
 _LINEAR = types.DALIInterpType.INTERP_LINEAR
 _DTYPES = {torch.float32: types.DALIDataType.FLOAT, torch.float16: types.DALIDataType.FLOAT16}
-
-
-def encode_paths(paths: Sequence[str]) -> NDArray[np.uint8]:
-    """File names for `read`, uint8 [B, bytes of the longest], shorter ones filled up with NULs.
-
-    One array for the batch costs the calling thread a third of what a list of arrays does.
-    """
-    names = np.array([os.fsencode(path) for path in paths])
-    return names.view(np.uint8).reshape(len(paths), names.itemsize)
-
-
-def read(paths: Node) -> Node:
-    """Contents of the files, uint8 [bytes], from their names, which end at their first NUL, if any."""
-    return fn.io.file.read(paths)
 
 
 def decode(encoded: Node, backend: str = "cpu", window: tuple[Node, Node] | None = None) -> Node:
@@ -57,8 +40,8 @@ def train_graph(inputs: Mapping[str, Node], data: Data, dtype: torch.dtype, cuda
     """One training batch.
 
     Args:
-        inputs: `paths` and `targets`, `draws.augmentation`'s numbers, and `size0`, `size1`, ... (float32
-            sides of the downscaled batches, equal for all images).
+        inputs: `encoded` images and `targets`, `draws.augmentation`'s numbers, and `size0`, `size1`, ...
+            (float32 sides of the downscaled batches, equal for all images).
         data: augmentation and normalization.
         dtype: torch.float32 or torch.float16.
         cuda: whether the batch is made on the GPU.
@@ -93,8 +76,8 @@ def train_graph(inputs: Mapping[str, Node], data: Data, dtype: torch.dtype, cuda
 
 
 def eval_graph(inputs: Mapping[str, Node], data: Data, dtype: torch.dtype, cuda: bool) -> list[Node]:
-    """One evaluation batch from `paths` and `targets`: the centre crops (HWC) and the targets."""
-    encoded = read(inputs["paths"])
+    """One evaluation batch from `encoded` images and `targets`: the centre crops (HWC) and the targets."""
+    encoded = inputs["encoded"]
     size, position = _python(partial(windows.centre, data.val_resize, data.val_crop), 2, _shapes(encoded))
     mixed = cuda and data.augmentation == "imagenet"
     images = decode(encoded, "mixed" if mixed else "cpu")
@@ -108,7 +91,7 @@ def eval_graph(inputs: Mapping[str, Node], data: Data, dtype: torch.dtype, cuda:
 
 
 def _imagenet_crop(inputs: Mapping[str, Node], data: Data, cuda: bool) -> Node:
-    encoded = read(inputs["paths"])
+    encoded = inputs["encoded"]
     corner, size = _python(windows.random_resized, 2, _shapes(encoded), inputs["crop"])
     images = decode(encoded, "mixed" if cuda else "cpu", (corner, size))
     return fn.resize(images, size=[data.crop, data.crop], interp_type=_LINEAR, antialias=True)
@@ -116,7 +99,7 @@ def _imagenet_crop(inputs: Mapping[str, Node], data: Data, cuda: bool) -> Node:
 
 def _small_crop(inputs: Mapping[str, Node], data: Data, cuda: bool) -> Node:
     images: Node = fn.resize(
-        decode(read(inputs["paths"])), size=data.crop, mode="not_smaller", interp_type=_LINEAR, antialias=True
+        decode(inputs["encoded"]), size=data.crop, mode="not_smaller", interp_type=_LINEAR, antialias=True
     )
     (corner,) = _python(partial(windows.padded, data.padding, data.crop), 1, images.shape(), inputs["crop"])
     shape = [data.crop, data.crop]

@@ -9,11 +9,9 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from functools import lru_cache, partial
-from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from fasttrain.config import Data
 from fasttrain.errors import ConfigError
@@ -46,7 +44,7 @@ class TrainLoader:
         sizes_per_step: int,
     ) -> None:
         self.steps_per_epoch = split.steps
-        self._data, self._folder, self._split = data, folder, split
+        self._data, self._split = data, split
         self._seed, self._rank = seed, rank
         self._sizes, self._sizes_per_step = tuple(sizes), sizes_per_step if sizes else 0
         self._labels = np.array(folder.labels, np.int64)
@@ -61,6 +59,7 @@ class TrainLoader:
         self._order = lru_cache(maxsize=2)(order)
         graph = partial(train_graph, data=data, dtype=dtype, cuda=device.type == "cuda")
         self._stream = Stream(
+            folder,
             self._feed,
             graph,
             batch=split.batch,
@@ -95,7 +94,7 @@ class TrainLoader:
         sides = draw_sizes(self._sizes, self._sizes_per_step, seed=self._seed, epoch=epoch, step=step)
         for index, side in enumerate(sides):
             arrays[f"size{index}"] = np.full(len(taken), side, np.float32)
-        return _paths(self._folder, taken, arrays)
+        return Feed(taken, arrays)
 
 
 class EvalLoader:
@@ -112,13 +111,18 @@ class EvalLoader:
         device: torch.device,
         dtype: torch.dtype,
     ) -> None:
-        self._folder = folder
         self._mine = np.arange(rank, len(folder.files), world)
         self._batch = batch
         self._labels = np.array(folder.labels, np.int64)
         graph = partial(eval_graph, data=data, dtype=dtype, cuda=device.type == "cuda")
         self._stream = Stream(
-            self._feed, graph, batch=batch, device=device, threads=dali_threads(data), prefetch=data.prefetch
+            folder,
+            self._feed,
+            graph,
+            batch=batch,
+            device=device,
+            threads=dali_threads(data),
+            prefetch=data.prefetch,
         )
 
     def __len__(self) -> int:
@@ -147,7 +151,7 @@ class EvalLoader:
     def _feed(self, run: int) -> Feed:
         start = run % len(self) * self._batch
         taken = self._mine[start : start + self._batch]
-        return _paths(self._folder, taken, {"targets": self._labels[taken]})
+        return Feed(taken, {"targets": self._labels[taken]})
 
 
 def train_loader(
@@ -167,7 +171,7 @@ def train_loader(
 
     Args:
         data: augmentation, normalization, threads; its folders are not looked at.
-        folder: the images, `folder.scan`'s result.
+        folder: the images, `manifest.open_images`'s or `folder.scan`'s result.
         batch: images per process and step.
         rank: this process.
         world: how many processes there are.
@@ -217,10 +221,6 @@ def eval_loader(
 def channels_first(images: torch.Tensor) -> torch.Tensor:
     """DALI's [B, H, W, 3] seen as [B, 3, H, W] in channels_last memory, without a copy."""
     return images.permute(0, 3, 1, 2)
-
-
-def _paths(folder: ImageFolder, taken: NDArray[np.int64], arrays: dict[str, NDArray[Any]]) -> Feed:
-    return Feed([folder.path(index) for index in taken], arrays)
 
 
 def dali_threads(data: Data) -> int:

@@ -6,6 +6,7 @@ The draws are `pipelines.draws`', so that a step sees the images, crops and flip
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -59,7 +60,7 @@ def decode(folder: ImageFolder, side: int) -> ResidentImages:
     for index in range(len(folder.files)):
         path = folder.path(index)
         try:
-            with Image.open(path) as image:
+            with Image.open(io.BytesIO(folder.read(index))) as image:
                 pixels[index] = np.asarray(_square(image.convert("RGB"), side))
         except (OSError, UnidentifiedImageError) as error:
             raise DataError(f"image {path} cannot be decoded ({error}); replace or remove it") from None

@@ -15,7 +15,8 @@ from nvidia.dali.pipeline import do_not_convert
 from fasttrain.errors import DataError
 
 from .decode_check import find_undecodable
-from .graphs import encode_paths
+from .folder import ImageFolder
+from .sources import Source, source_of
 
 Graph = Callable[[Mapping[str, Any]], Sequence[Any]]
 """DALI nodes of the outputs from those of the inputs."""
@@ -30,16 +31,17 @@ _DALI_TYPES = {
 
 @dataclass(frozen=True, slots=True)
 class Feed:
-    """What one run takes in: B file names and B rows of each array."""
+    """What one run takes in: B images by their index, int64 [B], and B rows of each array."""
 
-    paths: list[str]
+    images: NDArray[np.int64]
     arrays: dict[str, NDArray[Any]]
 
 
-class _Source:
+class _Calls:
     """Answers DALI's calls, which are numbered from 0, with the feeds of the runs from `first` on."""
 
-    def __init__(self, feed: Callable[[int], Feed], first: int) -> None:
+    def __init__(self, source: Source, feed: Callable[[int], Feed], first: int) -> None:
+        self.source = source
         self.feed = feed
         self.first = first
         self.end = first
@@ -48,21 +50,22 @@ class _Source:
         run = self.first + call
         self.end = run + 1
         feed = self.feed(run)
-        return (encode_paths(feed.paths), *feed.arrays.values())
+        return (self.source.locate(feed.images), *feed.arrays.values())
 
 
 @do_not_convert
-def _inputs(source: _Source, sample: Feed) -> dict[str, Any]:
+def _inputs(calls: _Calls, sample: Feed) -> dict[str, Any]:
     """The graph's inputs by name, typed like the sample."""
     arrays = sample.arrays.values()
-    nodes = fn.external_source(
-        source,
+    where = calls.source.locate(sample.images)
+    where_node, *nodes = fn.external_source(
+        calls,
         num_outputs=1 + len(arrays),
         batch=True,
-        dtype=[types.DALIDataType.UINT8, *(_DALI_TYPES[array.dtype] for array in arrays)],
-        ndim=[1, *(array.ndim - 1 for array in arrays)],
+        dtype=[_DALI_TYPES[where.dtype], *(_DALI_TYPES[array.dtype] for array in arrays)],
+        ndim=[where.ndim - 1, *(array.ndim - 1 for array in arrays)],
     )
-    return dict(zip(("paths", *sample.arrays), nodes, strict=True))
+    return {"encoded": calls.source.read(where_node), **dict(zip(sample.arrays, nodes, strict=True))}
 
 
 class Stream:
@@ -70,6 +73,7 @@ class Stream:
 
     def __init__(
         self,
+        folder: ImageFolder,
         feed: Callable[[int], Feed],
         graph: Graph,
         *,
@@ -81,13 +85,16 @@ class Stream:
         """A stream whose pipeline is built by the first `take`.
 
         Args:
+            folder: the images.
             feed: the inputs of a run, by its number; a pure function, called ahead of time.
-            graph: the outputs' nodes; its inputs are `paths` and the names of the feed's arrays.
+            graph: the outputs' nodes; its inputs are `encoded` and the names of the feed's arrays.
             batch: the most images that a run has.
             device: where the outputs are.
             threads: DALI's CPU threads.
             prefetch: runs prepared ahead.
         """
+        self._folder = folder
+        self._source = source_of(folder, threads)
         self._feed = feed
         self._graph = graph
         self._device = torch.device("cuda", device.index or 0) if device.type == "cuda" else device
@@ -98,7 +105,7 @@ class Stream:
             "prefetch_queue_depth": prefetch,
         }
         self._pipeline: Pipeline | None = None
-        self._source = _Source(feed, 0)
+        self._calls = _Calls(self._source, feed, 0)
         self.next = 0
         """The run that is ready without building anew."""
 
@@ -106,7 +113,7 @@ class Stream:
         """The outputs of a run as tensors that share DALI's memory and keep it.
 
         Raises:
-            DataError: a file of the prefetched runs cannot be decoded.
+            DataError: an image of the prefetched runs cannot be decoded.
         """
         if self._pipeline is None or run != self.next:
             self._build(run)
@@ -117,7 +124,7 @@ class Stream:
             # Also after Ctrl-C: the pipeline may have moved on.
             self.close()
             if isinstance(error, RuntimeError):
-                self._blame(range(run, self._source.end))
+                self._blame(range(run, self._calls.end))
             raise
         self.next = run + 1
         return outputs
@@ -128,12 +135,12 @@ class Stream:
 
     def _build(self, first: int) -> None:
         self.close()
-        source = self._source = _Source(self._feed, first)
+        calls = self._calls = _Calls(self._source, self._feed, first)
         sample, graph = self._feed(first), self._graph
 
         @pipeline_def(enable_conditionals=True, **self._options)
         def define() -> tuple[Any, ...]:
-            return tuple(graph(_inputs(source, sample)))
+            return tuple(graph(_inputs(calls, sample)))
 
         pipeline = define()
         pipeline.build()
@@ -149,9 +156,9 @@ class Stream:
             return [torch.from_dlpack(output.as_tensor()) for output in outputs]
 
     def _blame(self, runs: range) -> None:
-        """Raises DataError if a file of these runs is to blame."""
-        files = dict.fromkeys(path for run in runs for path in self._feed(run).paths)
-        found = find_undecodable(list(files))
+        """Raises DataError if an image of these runs is to blame."""
+        images = dict.fromkeys(index for run in runs for index in self._feed(run).images.tolist())
+        found = find_undecodable(self._folder, list(images))
         if found is not None:
             path, reason = found
             raise DataError(f"image {path} {reason}; replace or remove it") from None

@@ -8,7 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fasttrain.pipelines.check import check, list_images
 from fasttrain.pipelines.folder import ImageFolder, scan
+from fasttrain.pipelines.manifest import open_images
+from fasttrain.pipelines.pack import pack
 
 
 def smooth_noise(rng: np.random.Generator, width: int, height: int) -> Image.Image:
@@ -40,3 +43,17 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> ImageFolder:
 def icons(tmp_path_factory: pytest.TempPathFactory) -> ImageFolder:
     """23 images of 32x32 pixels in 3 classes."""
     return write_images(tmp_path_factory.mktemp("icons"), 23, (32, 33))
+
+
+@pytest.fixture(scope="session")
+def packed(photos: ImageFolder, tmp_path_factory: pytest.TempPathFactory) -> ImageFolder:
+    """The photos in 3 tars."""
+    target = tmp_path_factory.mktemp("packed") / "tars"
+    pack(check(list_images(Path(photos.root))).manifest, target, shards=3, seed=1)
+    return open_images(target)
+
+
+@pytest.fixture(params=["files", "tars"])
+def images(request: pytest.FixtureRequest) -> ImageFolder:
+    """The photos as files and in tars."""
+    return request.getfixturevalue({"files": "photos", "tars": "packed"}[request.param])

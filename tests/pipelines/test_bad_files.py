@@ -62,14 +62,16 @@ def test_a_bad_file_is_named_at_once(
 
 
 def test_good_files_are_not_blamed(photos: ImageFolder) -> None:
-    assert find_undecodable([photos.path(index) for index in range(47)]) is None
+    assert find_undecodable(photos, range(47)) is None
 
 
 def test_the_first_of_many_is_found(copies: ImageFolder) -> None:
-    paths = [copies.path(index) for index in range(47)]
-    Path(paths[40]).write_text("no picture")
-    Path(paths[44]).write_text("no picture")
-    assert find_undecodable(paths) == (paths[40], "cannot be decoded: it is damaged or no image")
+    for index in (40, 44):
+        Path(copies.path(index)).write_text("no picture")
+    assert find_undecodable(copies, range(47)) == (
+        copies.path(40),
+        "cannot be decoded: it is damaged or no image",
+    )
 
 
 def test_a_loader_goes_on_after_the_file_was_mended(copies: ImageFolder, photos: ImageFolder) -> None:

@@ -31,7 +31,9 @@ def test_lists_images_sorted_by_class_and_name(tmp_path: Path) -> None:
 
 def test_validation_must_have_the_training_classes(tmp_path: Path) -> None:
     root = touch(tmp_path, *(f"{name}/1.jpg" for name in "abc"))
-    assert scan(root, ["c", "a", "b"]).classes == ("a", "b", "c")
+    folder = scan(root, ["c", "a", "b"])
+    assert (folder.classes, folder.files) == (("c", "a", "b"), ("c/1.jpg", "a/1.jpg", "b/1.jpg"))
+    assert folder.labels == (0, 1, 2)
     expected = r"1 missing \(z\), 2 extra \(b, c\); allowed: the same 2 class folders"
     with pytest.raises(DataError, match=expected):
         scan(root, ["a", "z"])

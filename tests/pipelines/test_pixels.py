@@ -313,7 +313,7 @@ CUDA_GRAPHS: dict[str, dict[str, Any]] = {
 def test_graphs_for_cuda_can_be_drawn(augmentation: Any, options: str) -> None:
     """Without a GPU they cannot run; arguments and placement are checked when the nodes are made."""
     data = Data(augmentation=augmentation, **CUDA_GRAPHS[options])
-    names = ("paths", "targets", *draws.augmentation(data, 0, 0, 0, 1), "size0")
+    names = ("encoded", "targets", *draws.augmentation(data, 0, 0, 0, 1), "size0")
     placed: list[str] = []
 
     @pipeline_def(batch_size=1, num_threads=1, device_id=0, enable_conditionals=True)

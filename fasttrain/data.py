@@ -1,0 +1,145 @@
+"""`fasttrain data check` and `data pack` as the command line runs them: what they print and write."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from .errors import ConfigError, DataError
+from .pipelines.check import Check, Listing, check, list_images
+from .pipelines.manifest import Manifest
+from .pipelines.pack import Reencoding, pack
+
+
+def check_data(source: Path, *, output: Path | None, classes: Path | None, leave_out_bad: bool) -> None:
+    """Check all images, print what was found, write the manifest if asked for.
+
+    Args:
+        source: a folder of class folders, a folder of packed tars, or a manifest.
+        output: the manifest; an unfinished check's progress is kept beside it.
+        classes: a file with the class folders' names, one per line, in the order of the labels.
+        leave_out_bad: write a manifest in spite of bad images, without them.
+
+    Raises:
+        ConfigError: leave_out_bad without an output, or a list of classes that cannot be read.
+        DataError: bad images that are not left out, a class without a good one, or no images.
+    """
+    if leave_out_bad and output is None:
+        raise ConfigError(
+            "--leave-out-bad without -o; allowed: with -o FILE, the manifest that leaves them out"
+        )
+    if output is not None and not output.parent.is_dir():
+        raise ConfigError(f"-o is {output}; allowed: a file in a folder that exists")
+    console = Console(soft_wrap=True, highlight=False)
+    journal = None if output is None else output.with_name(output.name + ".part")
+    done = _check(list_images(source, _read_classes(classes)), console, journal)
+    _report(done, console)
+    _refuse_bad(done.manifest, leave_out_bad)
+    if output is None:
+        return
+    done.manifest.write(output)
+    if journal is not None:
+        journal.unlink(missing_ok=True)
+    console.print(f"{output} lists the {len(done.manifest.records)} good images", markup=False)
+
+
+def pack_data(source: Path, target: Path, *, shards: int, seed: int, reencoding: Reencoding | None) -> None:
+    """Check the images unless their manifest is given, then write and compare the tars.
+
+    Raises:
+        ConfigError: see `pipelines.pack.pack`.
+        DataError: bad images, or the tars cannot be written.
+    """
+    console = Console(soft_wrap=True, highlight=False)
+    listing = list_images(source)
+    if listing.manifest is None:
+        done = _check(listing, console, None)
+        _report(done, console)
+        _refuse_bad(done.manifest, False)
+        manifest = done.manifest
+    else:
+        manifest = listing.manifest
+    with _progress(console, "packing, comparing", 2 * len(manifest.records)) as advance:
+        packed = pack(manifest, target, shards=shards, seed=seed, reencoding=reencoding, advance=advance)
+    size = sum(each.bytes for each in packed.records)
+    left_out = f", {len(packed.left_out)} bad ones left out" if packed.left_out else ""
+    console.print(
+        f"{target} holds {len(packed.records)} images ({_bytes(size)}) in {shards} tars, "
+        f"read back and compared{left_out}",
+        markup=False,
+    )
+
+
+def _check(listing: Listing, console: Console, journal: Path | None) -> Check:
+    with _progress(console, "checking", len(listing.places)) as advance:
+        return check(listing, journal=journal, advance=advance)
+
+
+def _read_classes(path: Path | None) -> list[str] | None:
+    if path is None:
+        return None
+    try:
+        names = [line.strip() for line in path.read_text().splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--classes {path} cannot be read: {error}") from None
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice or not names:
+        what = f"{twice[0]!r} more than once" if twice else "no name"
+        raise ConfigError(f"--classes {path} holds {what}; allowed: the class folders' names, one per line")
+    return names
+
+
+def _report(done: Check, console: Console) -> None:
+    manifest = done.manifest
+    good, bad = manifest.records, manifest.left_out
+    for fault in bad:
+        console.print(f"{fault.path} {fault.reason}", markup=False)
+    lines = [
+        f"{len(good) + len(bad)} images of {len(manifest.classes)} classes, "
+        f"{_bytes(sum(each.bytes for each in good))}: {len(good)} good, {len(bad)} bad",
+        f"formats: {_counts(each.format for each in good)}; colour: {_counts(each.colour for each in good)}",
+    ]
+    rotated = sum(each.orientation != 1 for each in good)
+    if rotated:
+        lines.append(f"{rotated} with an EXIF orientation, which training ignores: it takes images as stored")
+    resumed = f" ({done.resumed} of them before)" if done.resumed else ""
+    lines.append(f"checked in {done.seconds:.1f} s{resumed}, {done.cores:.2f} cores busy")
+    for line in lines:
+        console.print(line, markup=False)
+
+
+def _refuse_bad(manifest: Manifest, leave_out: bool) -> None:
+    bad, total = manifest.left_out, len(manifest.left_out) + len(manifest.records)
+    if bad and not leave_out:
+        raise DataError(
+            f"{len(bad)} of {total} images are bad, the first: {bad[0].path} {bad[0].reason}; mend or remove "
+            "them, or leave them out (data check -o FILE --leave-out-bad)"
+        )
+    for label in sorted(set(range(len(manifest.classes))) - {each.label for each in manifest.records}):
+        raise DataError(f"class {manifest.classes[label]} has no good image; mend one, or remove the class")
+
+
+@contextmanager
+def _progress(console: Console, what: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A bar, on a terminal; the function that moves it on."""
+    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TextColumn("ETA"), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("", total=total)
+        yield lambda count: bar.advance(task, count)
+
+
+def _counts(names: Iterator[str]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in Counter(names).most_common()) or "none"
+
+
+def _bytes(count: float) -> str:
+    for unit in ("bytes", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.4g} {unit}"
+        count /= 1000
+    return f"{count:.4g} GB"

@@ -1,0 +1,84 @@
+"""Work spread over processes, with results in order and few of them waiting."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from fasttrain.errors import DataError
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+_AHEAD = 4
+"""Tasks per process that are submitted before the first result is taken."""
+
+
+class Workers:
+    """Processes, one per core that this one may use unless told otherwise; a context manager."""
+
+    def __init__(self, preload: str, count: int = 0) -> None:
+        """Start them.
+
+        Args:
+            preload: the module of the functions that they will run, imported once for all.
+            count: how many; 0: one per core.
+        """
+        self.count = count or len(os.sched_getaffinity(0))
+        # Not forked from this process, whose threads and libraries would not survive it.
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload([preload])
+        self._pool = ProcessPoolExecutor(self.count, context, initializer=_leave_interrupts_to_the_parent)
+        self._cpu: dict[int, float] = {}
+
+    def __enter__(self) -> Self:
+        """Nothing more to do."""
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: BaseException | TracebackType | None) -> None:
+        """Wait for the tasks under way; drop the others."""
+        self._pool.shutdown(cancel_futures=True)
+
+    @property
+    def cpu_seconds(self) -> float:
+        """Processor time that the processes have taken."""
+        return sum(self._cpu.values())
+
+    def map(self, function: Callable[[T], R], tasks: Iterable[T]) -> Iterator[R]:
+        """The function's results, in the tasks' order; the tasks are taken as they are needed.
+
+        Raises:
+            DataError: a process died.
+        """
+        waiting: deque[Future[Any]] = deque()
+        try:
+            for task in tasks:
+                waiting.append(self._pool.submit(_timed, function, task))
+                if len(waiting) > _AHEAD * self.count:
+                    yield self._take(waiting.popleft())
+            while waiting:
+                yield self._take(waiting.popleft())
+        except BrokenProcessPool:
+            raise DataError("a worker process was killed; the machine may be short of memory") from None
+
+    def _take(self, future: Future[Any]) -> Any:
+        process, seconds, result = future.result()
+        self._cpu[process] = seconds
+        return result
+
+
+def _timed(function: Callable[[Any], Any], task: Any) -> tuple[int, float, Any]:
+    result = function(task)
+    return os.getpid(), time.process_time(), result
+
+
+def _leave_interrupts_to_the_parent() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
