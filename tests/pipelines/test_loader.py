@@ -31,6 +31,11 @@ DATA = Data(crop=48, val_resize=56, val_crop=48, threads=2)
 SMALL = Data(augmentation="small", crop=32, val_resize=32, val_crop=32, jitter=0, lighting=0, threads=2)
 
 
+EVERYTHING = dataclasses.replace(
+    DATA, policy="uniformaugment", erase=0.5, erase_fill="noise", repeats=3, colour="folded"
+)
+
+
 def train(data: Data, folder: ImageFolder, batch: int = 8, **options: Any) -> TrainLoader:
     options = {"seed": 5, "device": CPU, "dtype": torch.float32, **options}
     return train_loader(data, folder, batch=batch, **options)
@@ -76,7 +81,11 @@ def test_the_last_partial_batch_is_dropped(images: ImageFolder) -> None:
     assert len(set(flat(taken))) == 40
 
 
-@pytest.mark.parametrize("data", [DATA, dataclasses.replace(DATA, drop_last=False)], ids=["drop", "keep"])
+@pytest.mark.parametrize(
+    "data",
+    [DATA, *(dataclasses.replace(data, drop_last=False) for data in (DATA, EVERYTHING))],
+    ids=["drop", "keep", "everything"],
+)
 @pytest.mark.parametrize("world", [2, 4])
 def test_any_world_size_sees_the_same_global_steps(images: ImageFolder, data: Data, world: int) -> None:
     """Not only the same images: the same pixels, but for the images that a partial batch cannot share."""
@@ -107,7 +116,7 @@ def test_repeated_images_are_augmented_anew_in_any_world(photos: ImageFolder) ->
         assert torch.equal(torch.cat([batches[step].images for batches in shared]), whole.images)
 
 
-@pytest.mark.parametrize("data", [DATA, SMALL], ids=["imagenet", "small"])
+@pytest.mark.parametrize("data", [DATA, SMALL, EVERYTHING], ids=["imagenet", "small", "everything"])
 @pytest.mark.parametrize(("epoch", "step"), [(0, 3), (1, 0), (2, 4)])
 def test_a_resume_is_bit_identical(
     images: ImageFolder, icons: ImageFolder, data: Data, epoch: int, step: int
