@@ -248,6 +248,7 @@ def _save(job: Job, network: StagedNetwork, step: TrainStep, epoch: int) -> None
         "config": to_dict(job.config),
         "classes": [],
         "position": {"epoch": epoch},
+        "loader": {},
         "network": network.state_dict(),
         "optimizer": step.optimizer.state_dict(),
         "scaler": step.scaler.state_dict(),

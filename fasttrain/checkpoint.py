@@ -20,6 +20,7 @@ CONTENTS = {
     "config": dict,
     "classes": list,
     "position": dict,
+    "loader": dict,
     "network": dict,
     "optimizer": dict,
     "scaler": dict,

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from . import build, checkpoint, distributed, loading
-from .config import Config, to_dict
+from .config import Config, from_dict, to_dict
 from .distributed import Process
 from .errors import CheckpointError, ConfigError, NonFiniteError
 from .evaluation import (
@@ -295,6 +295,7 @@ class Trainer:
             "config": to_dict(self.config),
             "classes": list(self.folders.train.classes),
             "position": asdict(self.position),
+            "loader": self.loader.state_dict(),
             "best": self.best,
             "network": self.network.state_dict(),
             "optimizer": self.step.optimizer.state_dict(),
@@ -304,7 +305,9 @@ class Trainer:
 
     def _restore(self) -> None:
         state = checkpoint.load(self.folder.last)
-        self._check_settings(state["config"])
+        with checkpoint.restoring(self.folder.last):
+            recorded = from_dict(state["config"])  # fields that are newer than it get their defaults
+        self._check_settings(to_dict(recorded))
         if state["classes"] != list(self.folders.train.classes):
             raise CheckpointError(
                 f"{self.folder.last} was trained on other classes than {self.config.data.train}"
@@ -315,6 +318,7 @@ class Trainer:
             self.step.scaler.load_state_dict(state["scaler"])
             if self.step.ema is not None:
                 self.step.ema.load_state_dict(state["ema"])
+            self.loader.load_state_dict(state["loader"])
             self.position = self._checked(Position(**state["position"]))
             self.best = float(state["best"])
 

@@ -6,11 +6,15 @@ number of processes with the same global batch; a resume names the epoch and the
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from functools import lru_cache, partial
+from typing import Any
 
 import numpy as np
+import nvidia.dali
 import torch
 
 from fasttrain.config import Data
@@ -21,6 +25,7 @@ from . import draws
 from .batch import Batch
 from .folder import ImageFolder
 from .graphs import eval_graph, train_graph
+from .state import check_fingerprint
 from .stream import Feed, Stream
 
 MAX_THREADS = 16
@@ -44,7 +49,8 @@ class TrainLoader:
         sizes_per_step: int,
     ) -> None:
         self.steps_per_epoch = split.steps
-        self._data, self._split = data, split
+        self._folder, self._data, self._split = folder, data, split
+        self._next = 0
         self._seed, self._rank = seed, rank
         self._sizes, self._sizes_per_step = tuple(sizes), sizes_per_step if sizes else 0
         self._labels = np.array(folder.labels, np.int64)
@@ -77,8 +83,46 @@ class TrainLoader:
             DataError: an image cannot be decoded; the message names it.
         """
         for step in range(start_step, self.steps_per_epoch):
-            images, *small, targets = self._stream.take(epoch * self.steps_per_epoch + step)
+            run = epoch * self.steps_per_epoch + step
+            images, *small, targets = self._stream.take(run)
+            self._next = run + 1
             yield Batch(channels_first(images), tuple(channels_first(batch) for batch in small), targets)
+
+    @property
+    def position(self) -> tuple[int, int]:
+        """Epoch and step of the batch after the last one that was handed over."""
+        return divmod(self._next, self.steps_per_epoch)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the loader stands and the fingerprint of what it loads; ranks differ in `rank` alone."""
+        epoch, step = self.position
+        return {"epoch": epoch, "step": step, "fingerprint": self.fingerprint()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Stand where the recorded loader stood: `epoch(*position)` gives the batches that came next there.
+
+        Raises:
+            CheckpointError: it loaded something else (see `state.check_fingerprint`).
+        """
+        check_fingerprint(self.fingerprint(), state["fingerprint"])
+        self._next = int(state["epoch"]) * self.steps_per_epoch + int(state["step"])
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What decides the batches, and in what way it was read."""
+        split = self._split
+        ignored = {"train", "val", "builtin", "num_classes", "val_resize", "val_crop", "threads", "prefetch"}
+        options = {name: value for name, value in asdict(self._data).items() if name not in ignored}
+        return {
+            "images": self._folder.fingerprint,
+            "global_batch": split.batch * split.world,
+            "seed": self._seed,
+            "augmentation": hashlib.sha256(repr(sorted(options.items())).encode()).hexdigest(),
+            "sizes": f"{self._sizes_per_step} of {list(self._sizes)}",
+            "dali": nvidia.dali.__version__,
+            "source": "files" if self._folder.members is None else "tars",
+            "world": split.world,
+            "rank": self._rank,
+        }
 
     def close(self) -> None:
         """Frees the pipeline; batches that were handed out stay valid."""

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 import shutil
 import weakref
@@ -12,7 +13,7 @@ import pytest
 import torch
 
 from fasttrain.config import Data
-from fasttrain.errors import ConfigError
+from fasttrain.errors import CheckpointError, ConfigError
 from fasttrain.pipelines.folder import ImageFolder
 from fasttrain.pipelines.loader import (
     Batch,
@@ -258,3 +259,49 @@ def test_loaders_close_while_batches_are_under_way(photos: ImageFolder) -> None:
     assert pipeline() is not None
     loader.close()
     assert pipeline() is None
+
+
+def test_a_recorded_state_goes_on_with_the_next_batch(photos: ImageFolder) -> None:
+    """In mid-epoch, at its end, and before the first batch; another number of processes is allowed."""
+    options: dict[str, Any] = {"sizes": (16, 24, 32), "sizes_per_step": 2}
+    loader = train(DATA, photos, **options)
+    whole = [batch for epoch in (0, 1) for batch in loader.epoch(epoch)]
+    for taken in (0, 3, 5):
+        first = train(DATA, photos, **options)
+        for _ in itertools.islice(first.epoch(0), taken):
+            pass
+        again = train(DATA, photos, **options)
+        again.load_state_dict(first.state_dict())
+        assert again.position == divmod(taken, 5)
+        assert_equal(next(again.epoch(*again.position)), whole[taken])
+    half = train(DATA, photos, batch=4, world=2, rank=1, **options)
+    half.load_state_dict(first.state_dict())
+    assert torch.equal(next(half.epoch(*half.position)).images, whole[5].images[4:])
+
+
+@pytest.mark.parametrize(
+    ("data", "options", "message"),
+    [
+        (DATA, {"batch": 4}, "global batch is 4 here, was 8"),
+        (DATA, {"seed": 6}, "seed is 6 here, was 5"),
+        (DATA, {"sizes": (16,), "sizes_per_step": 1}, r"sizes is 1 of \[16\] here, was 0 of"),
+        (dataclasses.replace(DATA, flip=0.1), {}, "augmentation is"),
+    ],
+)
+def test_a_state_of_something_else_is_refused(
+    photos: ImageFolder, data: Data, options: dict[str, Any], message: str
+) -> None:
+    state = train(DATA, photos).state_dict()
+    with pytest.raises(CheckpointError, match=f"cannot go on in the data: {message}"):
+        train(data, photos, **options).load_state_dict(state)
+
+
+def test_a_state_of_other_images_or_another_dali_is_refused(photos: ImageFolder, icons: ImageFolder) -> None:
+    state = train(DATA, photos).state_dict()
+    with pytest.raises(CheckpointError, match="images is"):
+        train(DATA, icons).load_state_dict(state)
+    state["fingerprint"]["dali"] = "1.0"
+    with pytest.raises(CheckpointError, match=r"dali is .* here, was 1\.0"):
+        train(DATA, photos).load_state_dict(state)
+    threads = train(dataclasses.replace(DATA, threads=1, prefetch=3), photos)
+    threads.load_state_dict(train(DATA, photos).state_dict())  # they decide no batch
