@@ -46,11 +46,11 @@ def main(argv: Sequence[str]) -> None:
 
 def measure_loader(options: argparse.Namespace, device: torch.device, sizes: tuple[int, ...]) -> list[float]:
     """Images per second of each round of batches, the first of which is not counted."""
-    from fasttrain.pipelines.folder import scan
     from fasttrain.pipelines.loader import train_loader
+    from fasttrain.pipelines.manifest import open_images
 
     precision = Precision(measure.choose_precision("auto", device), device.type)
-    folder = scan(str(options.images))
+    folder = open_images(options.images)
     if len(folder.files) < options.batch:
         raise ConfigError(f"--batch is {options.batch}; allowed: up to the {len(folder.files)} images")
     loader = train_loader(
@@ -88,7 +88,7 @@ def measure_loader(options: argparse.Namespace, device: torch.device, sizes: tup
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(prog="python -m bench data", description=(__doc__ or "").partition("\n\n")[2])
     add = parser.add_argument
-    add("images", type=Path, help="folder with one folder of images per class")
+    add("images", type=Path, help="folder with one folder of images per class, manifest, or folder of tars")
     add("--device", choices=("cpu", "cuda"), default="", help="default: cuda where there is a GPU")
     add("--crop", type=int, default=200, help="side of the full-size batch, pixels (%(default)s)")
     add("--batch", type=int, default=64, help="images per batch (%(default)s)")

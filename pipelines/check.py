@@ -15,7 +15,7 @@ from typing import Any, Self, TextIO, TypeVar
 from fasttrain.errors import ConfigError, DataError
 
 from .examine import BATCH, Finding, Place, examine
-from .folder import ImageFolder, scan
+from .folder import ImageFolder, is_remote, scan
 from .manifest import Fault, Manifest, Record, find_manifest, read_manifest
 from .workers import Workers
 
@@ -64,6 +64,10 @@ def list_images(source: Path, classes: Sequence[str] | None = None) -> Listing:
     if manifest is None or (source.is_dir() and not manifest.shards):
         images = scan(source, classes)
         return Listing(images, tuple(Place(images.path(index)) for index in range(len(images.files))))
+    if is_remote(manifest.root):
+        raise ConfigError(
+            f"{found} lists images under {manifest.root}; allowed: local ones, before their upload"
+        )
     if classes is not None:
         raise ConfigError(f"--classes with {source}, whose manifest has its own; allowed: with a folder")
     images = manifest.images()

@@ -22,7 +22,7 @@ import numpy as np
 
 from fasttrain.errors import DataError
 
-from .folder import ImageFolder, Members, check_classes, hash_names, scan
+from .folder import ImageFolder, Members, check_classes, hash_names, is_remote, scan
 
 VERSION = 1
 NAME = "manifest.jsonl"
@@ -155,7 +155,7 @@ def read_manifest(path: Path) -> Manifest:
     records = tuple(Record(**json.loads(line)) for line in lines)
     _check_paths(path, [*header["shards"], *(each.path for each in records)])
     return Manifest(
-        root=os.path.normpath(path.parent / header["root"]),
+        root=header["root"] if is_remote(header["root"]) else os.path.normpath(path.parent / header["root"]),
         classes=tuple(header["classes"]),
         records=records,
         left_out=tuple(Fault(**fault) for fault in header["left_out"]),
@@ -194,12 +194,13 @@ def open_images(path: str | Path, classes: Sequence[str] | None = None) -> Image
 
 
 def check_presence(images: ImageFolder) -> None:
-    """Whether the files of a manifest exist and have the sizes that it says; without one all is well.
+    """Whether the files of a manifest exist and have the sizes that it says; without one, or with remote
+    ones, all is well.
 
     Raises:
         DataError: how many do not, and the first.
     """
-    if images.sizes is None:
+    if images.sizes is None or is_remote(images.root):
         return
     expected: dict[str, int] = {}  # of a tar, up to the end of its last image
     for index, size in enumerate(images.sizes.tolist()):
@@ -228,6 +229,8 @@ def _size_fault(path: str, size: int, longer: bool) -> str:
 
 def _written_root(root: str, manifest: Path) -> str:
     """Relative where the manifest lies in the root, so that both can be moved together."""
+    if is_remote(root):
+        return root
     same = os.path.realpath(root) == os.path.realpath(manifest.parent)
     return "." if same else os.path.abspath(root)
 
