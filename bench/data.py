@@ -28,7 +28,7 @@ import torch
 from fasttrain.config import Data
 from fasttrain.errors import ConfigError
 from fasttrain.hardware import Precision
-from fasttrain.pipelines.folder import scan
+from fasttrain.pipelines.manifest import open_images
 from fasttrain.recipes.imagenet import FAST_SIZES
 
 from . import measure
@@ -81,7 +81,7 @@ def main(argv: Sequence[str]) -> None:
     options = _parser().parse_args(list(argv))
     device = measure.choose_device(options.device)
     check_least(options, batch=1, batches=1, rounds=1, crop=min(FAST_SIZES))
-    count = len(scan(str(options.images)).files)
+    count = len(open_images(str(options.images)).files)
     if count < options.batch:
         raise ConfigError(f"--batch is {options.batch}; allowed: up to the {count} images")
     jobs = _jobs(options, device)
@@ -165,7 +165,7 @@ def _data(job: Job) -> Data:
 def _torch(job: Job) -> tuple[int, float, float]:
     """Images, seconds and CPU-seconds of a DataLoader; its workers' start counts, as it does in training."""
     torch.set_num_threads(1)
-    folder = scan(job.images)
+    folder = open_images(job.images)
     data = None if job.stage == "decode" else _data(job)
     side = job.side if job.stage == "small" else 0
     begin, cpu = time.perf_counter(), _cpu_seconds()
@@ -207,7 +207,7 @@ def _augmented(job: Job, device: torch.device) -> Iterator[object]:
     sizes = (job.side,) if job.stage == "small" else ()
     loader = train_loader(
         _data(job),
-        scan(job.images),
+        open_images(job.images),
         batch=job.batch,
         seed=0,
         device=device,
@@ -226,7 +226,7 @@ def _decoded(job: Job, device: torch.device) -> Iterator[object]:
     from fasttrain.pipelines import graphs
     from fasttrain.pipelines.stream import Feed, Stream
 
-    folder = scan(job.images)
+    folder = open_images(job.images)
 
     def feed(run: int) -> Feed:
         first = run * job.batch
@@ -266,7 +266,7 @@ def _gain(medians: dict[tuple[str, str, str], float], stage: str, loader: str) -
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(prog="python -m bench data", description=(__doc__ or "").partition("\n\n")[2])
     add = parser.add_argument
-    add("images", type=Path, help="folder with one folder of images per class")
+    add("images", type=Path, help="folder with one folder of images per class, manifest, or folder of tars")
     add("--device", choices=("cpu", "cuda"), default="", help="of this project's pipeline; default: a GPU's")
     add("--crop", type=int, default=200, help="side of the full-size batch, pixels (%(default)s)")
     add("--batch", type=int, default=64, help="images per batch (%(default)s)")

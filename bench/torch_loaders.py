@@ -6,6 +6,7 @@ PCA lighting, normalization, and a downscaled copy of the batch.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Iterator
 
 import torch
@@ -24,7 +25,7 @@ from fasttrain.pipelines.folder import ImageFolder
 class Images(Dataset[Tensor]):
     """An image folder, decoded and transformed: [3, H, W]."""
 
-    def __init__(self, folder: ImageFolder, read: Callable[[str], object], transform: nn.Module) -> None:
+    def __init__(self, folder: ImageFolder, read: Callable[[bytes], object], transform: nn.Module) -> None:
         self.folder, self.read, self.transform = folder, read, transform
 
     def __len__(self) -> int:
@@ -33,7 +34,7 @@ class Images(Dataset[Tensor]):
 
     def __getitem__(self, index: int) -> Tensor:
         """One image."""
-        return self.transform(self.read(self.folder.path(index)))
+        return self.transform(self.read(self.folder.read(index)))
 
 
 class Lighting(nn.Module):
@@ -49,14 +50,14 @@ class Lighting(nn.Module):
         return image + (self.vectors @ (self.deviation * torch.randn(3)))[:, None, None]
 
 
-def read_tensor(path: str) -> Tensor:
+def read_tensor(encoded: bytes) -> Tensor:
     """By torchvision: uint8 [3, H, W]."""
-    return decode_image(path, ImageReadMode.RGB)
+    return decode_image(torch.frombuffer(bytearray(encoded), dtype=torch.uint8), ImageReadMode.RGB)
 
 
-def read_pil(path: str) -> Image.Image:
+def read_pil(encoded: bytes) -> Image.Image:
     """By PIL, decoded."""
-    with Image.open(path) as image:
+    with Image.open(io.BytesIO(encoded)) as image:
         return image.convert("RGB")
 
 

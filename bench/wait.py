@@ -22,7 +22,7 @@ from fasttrain.distributed import Process
 from fasttrain.errors import ConfigError
 from fasttrain.hardware import choose_precision, configure_backends
 from fasttrain.pipelines.batch import Batch
-from fasttrain.pipelines.folder import scan
+from fasttrain.pipelines.manifest import open_images
 from fasttrain.recipes import recipe
 
 from . import measure
@@ -76,7 +76,7 @@ def measure_rounds(
 
     process, precision = Process(0, 1, device), choose_precision(config.run.precision, device)
     configure_backends(config.run, device)
-    folder = scan(str(options.images))
+    folder = open_images(str(options.images))
     network = build.build_network(config, 1000, device).train()
     loader = build_train_loader(config, folder, process, precision.image_dtype)
     step = build.build_step(config, network, process, precision, loader.steps_per_epoch)
@@ -114,7 +114,7 @@ def measure_rounds(
 def _config(options: argparse.Namespace, device: torch.device) -> Config:
     """The recipe with one side for the small batches, so that all steps cost alike, and a tiny rate."""
     config = recipe(options.recipe)
-    count_ = len(scan(str(options.images)).files)
+    count_ = len(open_images(str(options.images)).files)
     if count_ < options.batch:
         raise ConfigError(f"--batch is {options.batch}; allowed: up to the {count_} images")
     sizes = config.method.sizes
@@ -130,7 +130,7 @@ def _config(options: argparse.Namespace, device: torch.device) -> Config:
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(prog="python -m bench wait", description=(__doc__ or "").partition("\n\n")[2])
     add = parser.add_argument
-    add("images", type=Path, help="folder with one folder of images per class")
+    add("images", type=Path, help="folder with one folder of images per class, manifest, or folder of tars")
     add("--recipe", default="rn50-stpp-a1", help="(%(default)s)")
     add("--device", choices=("cpu", "cuda"), default="", help="default: cuda where there is a GPU")
     add("--batch", type=int, default=8, help="images per step (%(default)s)")

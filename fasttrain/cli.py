@@ -200,6 +200,8 @@ class _Check:
     """Write the manifest without the bad images, and record them in it."""
     classes: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     """The class folders' names, one per line, in the order of the labels; without it they are sorted."""
+    root: Annotated[str, tyro.conf.arg(metavar="s3://BUCKET/FOLDER")] = ""
+    """Where training will find the files, if they are to be uploaded; without it where they are."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -238,6 +240,7 @@ def _check_data(rest: list[str]) -> None:
         output=options.output,
         classes=options.classes,
         leave_out_bad=options.leave_out_bad,
+        root=options.root,
     )
 
 

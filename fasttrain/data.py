@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -12,11 +13,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from .errors import ConfigError, DataError
 from .pipelines.check import Check, Listing, check, list_images
+from .pipelines.folder import is_remote
 from .pipelines.manifest import Manifest
 from .pipelines.pack import Reencoding, pack
 
 
-def check_data(source: Path, *, output: Path | None, classes: Path | None, leave_out_bad: bool) -> None:
+def check_data(
+    source: Path, *, output: Path | None, classes: Path | None, leave_out_bad: bool, root: str = ""
+) -> None:
     """Check all images, print what was found, write the manifest if asked for.
 
     Args:
@@ -24,9 +28,11 @@ def check_data(source: Path, *, output: Path | None, classes: Path | None, leave
         output: the manifest; an unfinished check's progress is kept beside it.
         classes: a file with the class folders' names, one per line, in the order of the labels.
         leave_out_bad: write a manifest in spite of bad images, without them.
+        root: where training will find the files (s3://bucket/folder), empty: where they are.
 
     Raises:
-        ConfigError: leave_out_bad without an output, or a list of classes that cannot be read.
+        ConfigError: leave_out_bad without an output, a root that DALI cannot read, or a list of classes that
+            cannot be read.
         DataError: bad images that are not left out, a class without a good one, or no images.
     """
     if leave_out_bad and output is None:
@@ -35,14 +41,17 @@ def check_data(source: Path, *, output: Path | None, classes: Path | None, leave
         )
     if output is not None and not output.parent.is_dir():
         raise ConfigError(f"-o is {output}; allowed: a file in a folder that exists")
+    listing = list_images(source, _read_classes(classes))
+    if root and (not is_remote(root) or listing.images.members is not None):
+        raise ConfigError(f"--root is {root}; allowed: s3://BUCKET/FOLDER, for files that are not in tars")
     console = Console(soft_wrap=True, highlight=False)
     journal = None if output is None else output.with_name(output.name + ".part")
-    done = _check(list_images(source, _read_classes(classes)), console, journal)
+    done = _check(listing, console, journal)
     _report(done, console)
     _refuse_bad(done.manifest, leave_out_bad)
     if output is None:
         return
-    done.manifest.write(output)
+    replace(done.manifest, root=root or done.manifest.root).write(output)
     if journal is not None:
         journal.unlink(missing_ok=True)
     console.print(f"{output} lists the {len(done.manifest.records)} good images", markup=False)

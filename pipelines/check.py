@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from itertools import islice
 from pathlib import Path
 from typing import Any, Self, TextIO, TypeVar
@@ -15,11 +15,13 @@ from typing import Any, Self, TextIO, TypeVar
 from fasttrain.errors import ConfigError, DataError
 
 from .examine import BATCH, Finding, Place, examine
-from .folder import ImageFolder, scan
+from .folder import ImageFolder, is_remote, scan
 from .manifest import Fault, Manifest, Record, find_manifest, read_manifest
 from .workers import Workers
 
 T = TypeVar("T")
+
+_FOUND = tuple(field.name for field in fields(Finding) if field.name != "fault")
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +66,10 @@ def list_images(source: Path, classes: Sequence[str] | None = None) -> Listing:
     if manifest is None or (source.is_dir() and not manifest.shards):
         images = scan(source, classes)
         return Listing(images, tuple(Place(images.path(index)) for index in range(len(images.files))))
+    if is_remote(manifest.root):
+        raise ConfigError(
+            f"{found} lists images under {manifest.root}; allowed: local ones, before their upload"
+        )
     if classes is not None:
         raise ConfigError(f"--classes with {source}, whose manifest has its own; allowed: with a folder")
     images = manifest.images()
@@ -121,12 +127,11 @@ def _manifest(listing: Listing, findings: Sequence[Finding | None]) -> Manifest:
         if finding.fault:
             bad.append(Fault(path, finding.fault))
             continue
-        values = asdict(finding)
-        del values["fault"]
+        found = {name: getattr(finding, name) for name in _FOUND}
         if listing.manifest is not None:
             known = listing.manifest.records[index]
-            values |= {"shard": known.shard, "offset": known.offset}
-        records.append(Record(path=path, label=images.labels[index], **values))
+            found |= {"shard": known.shard, "offset": known.offset}
+        records.append(Record(path=path, label=images.labels[index], **found))
     shards = () if listing.manifest is None else listing.manifest.shards
     return Manifest(images.root, images.classes, tuple(records), tuple(bad), shards)
 
@@ -195,7 +200,11 @@ class _Journal:
 
     def keep(self, path: str, finding: Finding) -> None:
         if self._file is not None and path in self._stamps and not finding.fault:
-            entry = {"path": path, "stamp": self._stamps[path], "finding": asdict(finding)}
+            entry = {
+                "path": path,
+                "stamp": self._stamps[path],
+                "finding": {name: getattr(finding, name) for name in _FOUND},
+            }
             self._file.write(json.dumps(entry) + "\n")
 
     def flush(self) -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from nvidia.dali import Pipeline, fn, types
+from nvidia.dali import Pipeline, fn
 
 from .folder import ImageFolder
 from .graphs import decode
+from .sources import Source, source_of
 
 _CHUNK = 32
 """Images tried at once, before those of a failing chunk are tried one by one."""
@@ -20,22 +21,22 @@ def find_undecodable(folder: ImageFolder, indices: Sequence[int], threads: int =
         reason = folder.fault(index)
         if reason:
             return folder.path(index), reason
+    source = source_of(folder, threads)
     for start in range(0, len(indices), _CHUNK):
         chunk = indices[start : start + _CHUNK]
-        if not _decodes([folder.read(index) for index in chunk], threads):
+        if not _decodes(source, chunk, threads):
             for index in chunk:
-                if not _decodes([folder.read(index)], 1):
+                if not _decodes(source, [index], 1):
                     return folder.path(index), "cannot be decoded: it is damaged or no image"
     return None
 
 
-def _decodes(images: Sequence[bytes], threads: int) -> bool:
+def _decodes(source: Source, indices: Sequence[int], threads: int) -> bool:
     """Whether all images decode."""
-    pipeline = Pipeline(batch_size=len(images), num_threads=threads, device_id=None, prefetch_queue_depth=1)
-    arrays = [np.frombuffer(image, np.uint8) for image in images]
+    pipeline = Pipeline(batch_size=len(indices), num_threads=threads, device_id=None, prefetch_queue_depth=1)
+    where = source.locate(np.array(indices, np.int64))
     with pipeline:
-        source = fn.external_source(lambda: arrays, batch=True, dtype=types.DALIDataType.UINT8, ndim=1)
-        pipeline.set_outputs(decode(source))
+        pipeline.set_outputs(decode(source.read(fn.external_source(lambda: where, batch=True))))
     try:
         pipeline.run()
     except RuntimeError:

@@ -34,7 +34,7 @@ class ImageFolder:
     """Labelled images, ordered by class and path."""
 
     root: str
-    """The folder."""
+    """The folder, or an address that DALI reads (s3://...)."""
     classes: tuple[str, ...]
     """The classes' names; a label is an index into them."""
     files: tuple[str, ...]
@@ -93,7 +93,9 @@ class ImageFolder:
             return file.read(size)
 
     def fault(self, index: int) -> str:
-        """What is wrong with one image without looking into it, or an empty string."""
+        """What is wrong with one image without looking into it, or an empty string, as for remote ones."""
+        if is_remote(self.root):
+            return ""
         try:
             found = len(self.read(index))
         except OSError as error:
@@ -101,6 +103,11 @@ class ImageFolder:
         if self.members is not None and found < self.span(index)[1]:
             return "cannot be read: its tar ends before it does"
         return "" if found else "is empty"
+
+
+def is_remote(root: str) -> bool:
+    """Whether images are elsewhere, for DALI alone to read."""
+    return root.startswith("s3://")
 
 
 def hash_names(names: Iterable[str]) -> bytes:

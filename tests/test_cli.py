@@ -56,6 +56,7 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, 
         ("data check /nowhere --leave-out-bad", 2, "--leave-out-bad without -o"),
         ("data check /nowhere -o /nowhere/at/all", 2, "allowed: a file in a folder that exists"),
         ("data check /nowhere --classes /none", 2, "--classes /none cannot be read"),
+        ("data check /nowhere --root gs://x", 3, "does not exist"),
         ("data pack /nowhere", 2, "--output"),
         ("data pack /nowhere -o /x --shards 1", 3, "'/nowhere' does not exist"),
         ("data pack /nowhere -o /x --shards 1 --quality 96", 2, "--quality 96"),
@@ -150,6 +151,18 @@ def test_the_readmes_recipes_and_overrides_exist(capsys: pytest.CaptureFixture[s
     for words in shown:
         status, _, err = run(capsys, "show", *words[2:])
         assert status == 0, err
+
+
+def test_the_readmes_data_commands_parse(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All but the demo's: there is no data, which is another error than a wrong command line."""
+    monkeypatch.chdir(tmp_path)
+    commands = [shlex.split(line) for line in readme_commands() if "fasttrain data" in line]
+    assert len(commands) >= 5
+    for words in commands:
+        status, _, err = run(capsys, *words[1:])
+        assert status == 3, err
 
 
 def test_the_launcher_checks_first(tmp_path: Path) -> None:

@@ -68,13 +68,14 @@ def many(tmp_path: Path) -> ImageFolder:
     return write_many(tmp_path / "many", 300)
 
 
-def write_many(root: Path, count: int, originals: int = 30) -> ImageFolder:
+def write_many(root: Path, count: int, size: tuple[int, int] = (300, 200)) -> ImageFolder:
+    originals = 30
     rng = np.random.default_rng(0)
     for index in range(count):
         path = root / f"class{index % 3}" / f"{index:05}.JPEG"
         path.parent.mkdir(parents=True, exist_ok=True)
         if index < originals:
-            smooth_noise(rng, 300, 200).save(path, quality=90)
+            smooth_noise(rng, *size).save(path, quality=90)
         else:
             os.link(root / f"class{index % originals % 3}" / f"{index % originals:05}.JPEG", path)
     return scan(root)
@@ -114,7 +115,7 @@ def test_every_damage_is_found_and_nothing_else(many: ImageFolder) -> None:
 @pytest.mark.heavy
 def test_20_000_images_keep_the_cores_busy(tmp_path: Path) -> None:
     """On a machine with nothing else to do."""
-    folder = write_many(tmp_path / "many", 20_000)
+    folder = write_many(tmp_path / "many", 20_000, (500, 375))
     busy = assert_found(plant(folder, 501), folder, tmp_path / "journal")
     assert busy >= 0.9 * len(os.sched_getaffinity(0))
 
