@@ -24,7 +24,7 @@ from fasttrain.errors import ConfigError, NonFiniteError
 from fasttrain.evaluation import evaluate, evaluate_subnets
 from fasttrain.hardware import choose_precision, configure_backends
 from fasttrain.models import StagedNetwork
-from fasttrain.pipelines.folder import scan
+from fasttrain.pipelines.manifest import open_images
 from fasttrain.pipelines.resident import ResidentImages, ResidentLoader, decode, ordered_batches
 from fasttrain.recipes.cifar import (
     CIFAR_SIZES,
@@ -96,13 +96,14 @@ def main(argv: Sequence[str]) -> None:
     check_least(options, epochs=1, batch=2, seeds=1, crop=4, images=0, jobs=1)
     if options.minutes <= 0:
         raise ConfigError(f"--minutes is {options.minutes:g}; allowed: above 0")
-    train = decode(scan(str(options.images_folder / "train")), options.crop)
-    test = decode(scan(str(options.images_folder / "test")), options.crop)
+    folder = open_images(options.images_folder / "train")
+    test_folder = open_images(options.images_folder / "test", folder.classes)
+    train, test = decode(folder, options.crop), decode(test_folder, options.crop)
     train = train.first(options.images or len(train))
     settings = _settings(options, device, len(train))
     place = environment(device) | {"threads": max(1, torch.get_num_threads() // options.jobs)}
     rows = Rows(options.output or default_output("study", device), COLUMNS, settings | place, extend=True)
-    jobs = _jobs(options, device, rows, settings, place["threads"])
+    jobs = _jobs(options, device, rows, settings, place["threads"], len(folder.classes))
     left = len(jobs)
     print(f"{left} runs to do, {len(train)} training and {len(test)} test images", flush=True)
     for job, result in _run(jobs, train, test, options.jobs):
@@ -126,7 +127,12 @@ def _settings(options: argparse.Namespace, device: torch.device, images: int) ->
 
 
 def _jobs(
-    options: argparse.Namespace, device: torch.device, rows: Rows, settings: dict[str, Any], threads: int
+    options: argparse.Namespace,
+    device: torch.device,
+    rows: Rows,
+    settings: dict[str, Any],
+    threads: int,
+    classes: int,
 ) -> list[Job]:
     """The runs that the file does not hold yet, seed by seed, so that a study cut short has whole seeds."""
     names = options.methods.split(",")
@@ -143,14 +149,16 @@ def _jobs(
     for seed in range(options.seeds):
         for name in names:
             if (name, seed) not in done:
-                config = configuration(options, name, seed, device)
+                config = configuration(options, name, seed, device, classes)
                 stem = "-".join(str(settings[column]) for column in SETTINGS if column in settings)
                 state = options.state / f"{stem}-{name}-{seed}.pt"
                 jobs.append(Job(name, config, state, deadline, threads))
     return jobs
 
 
-def configuration(options: argparse.Namespace, name: str, seed: int, device: torch.device) -> Config:
+def configuration(
+    options: argparse.Namespace, name: str, seed: int, device: torch.device, classes: int
+) -> Config:
     """A CIFAR recipe with the study's method, size, length and seed."""
     base, method, crop = cifar10_resnet56_ct(), METHODS[name], options.crop
     if method.sizes:
@@ -158,7 +166,9 @@ def configuration(options: argparse.Namespace, name: str, seed: int, device: tor
     return replace(
         base,
         recipe=f"study-{name}",
-        data=replace(base.data, crop=crop, padding=crop // 8, val_resize=crop, val_crop=crop),
+        data=replace(
+            base.data, num_classes=classes, crop=crop, padding=crop // 8, val_resize=crop, val_crop=crop
+        ),
         model=Model(name=options.model),
         method=method,
         evaluation=Evaluation(subnets=-1, batch=500, calibration_images=2000),
@@ -207,7 +217,7 @@ def train_one(job: Job, train: ResidentImages, test: ResidentImages) -> Result |
     """
     config, device = job.config, train.pixels.device
     precision = choose_precision(config.run.precision, device)
-    network = build.build_network(config, 10, device).train()
+    network = build.build_network(config, config.data.num_classes, device).train()
     loader = _loader(config, train, config.run.seed)
     step = build.build_step(config, network, Process(0, 1, device), precision, loader.steps_per_epoch)
     first = _restore(job, network, step)

@@ -96,11 +96,11 @@ def _parts(
             ("step-224", lambda: measured_step(wrong, [*large, *path("step-224")])),
         ]
     if options.images and importlib.util.find_spec("nvidia.dali"):
-        from fasttrain.pipelines.folder import scan
+        from fasttrain.pipelines.manifest import open_images
 
         from . import data
 
-        count = min(64, len(scan(str(options.images)).files))  # a folder that is wrong ends it now
+        count = min(64, len(open_images(str(options.images)).files))  # a folder that is wrong ends it now
         sampled = [*chosen, "--batch", str(count), "--batches", "16", "--rounds", "1"]
         parts.append(("data", lambda: data.main([str(options.images), *sampled, *path("data")])))
     else:
