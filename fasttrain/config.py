@@ -134,6 +134,8 @@ class Data:
     """DALI's CPU threads per process; 0: the machine's cores shared among its processes, at most 16."""
     prefetch: int = 2
     """Batches that DALI prepares ahead."""
+    hardware_decoder_load: float = 0.65
+    """Share of each batch that a GPU's JPEG engines decode, where it has some; the rest by CUDA kernels."""
 
     def __post_init__(self) -> None:
         _check_types(self)
@@ -166,6 +168,7 @@ class Data:
             _check_positive("data.std", value)
         _check_range("data.threads", self.threads, 0, 1024)
         _check_range("data.prefetch", self.prefetch, 1, 64)
+        _check_range("data.hardware_decoder_load", self.hardware_decoder_load, 0, 1)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -26,14 +26,20 @@ _LINEAR = types.DALIInterpType.INTERP_LINEAR
 _DTYPES = {torch.float32: types.DALIDataType.FLOAT, torch.float16: types.DALIDataType.FLOAT16}
 
 
-def decode(encoded: Node, backend: str = "cpu", window: tuple[Node, Node] | None = None) -> Node:
-    """RGB images, uint8 [H, W, 3], in the stored orientation; only the window (corner, size) if given."""
+def decode(
+    encoded: Node, backend: str = "cpu", window: tuple[Node, Node] | None = None, hardware: float = 0.65
+) -> Node:
+    """RGB images, uint8 [H, W, 3], in the stored orientation; only the window (corner, size) if given.
+
+    `hardware`: share of a batch for the GPU's JPEG engines, with backend mixed.
+    """
+    options: dict[str, Any] = {"device": backend, "adjust_orientation": False}
+    if backend == "mixed":
+        options["hw_decoder_load"] = hardware
     if window is None:
-        return fn.decoders.image(encoded, device=backend, adjust_orientation=False)
+        return fn.decoders.image(encoded, **options)
     corner, size = window
-    return fn.decoders.image_slice(
-        encoded, device=backend, start=corner, shape=size, axis_names="HW", adjust_orientation=False
-    )
+    return fn.decoders.image_slice(encoded, start=corner, shape=size, axis_names="HW", **options)
 
 
 def train_graph(inputs: Mapping[str, Node], data: Data, dtype: torch.dtype, cuda: bool) -> list[Node]:

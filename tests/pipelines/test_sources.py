@@ -11,10 +11,13 @@ import torch
 
 from fasttrain.config import Data
 from fasttrain.errors import DataError
+from fasttrain.evaluation import evaluate
+from fasttrain.hardware import Precision
 from fasttrain.pipelines import sources
 from fasttrain.pipelines.folder import ImageFolder
 from fasttrain.pipelines.loader import Batch, TrainLoader, eval_loader, train_loader
 from fasttrain.pipelines.manifest import check_presence, open_images
+from tests.networks import tiny_resnet
 
 pytestmark = pytest.mark.pipelines
 
@@ -118,3 +121,26 @@ def test_more_tars_than_may_be_open(packed: ImageFolder, monkeypatch: pytest.Mon
     monkeypatch.setattr(sources, "OPEN_TARS", 1)
     found = [batch.targets for batch in loader(packed).epoch(0)]
     assert all(torch.equal(one, other) for one, other in zip(expected, found, strict=True))
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_accuracy_is_equal_to_the_last_count_in_any_world(
+    photos: ImageFolder, images: ImageFolder, world: int
+) -> None:
+    """Hits and images of all processes together, against one process on the files in one batch."""
+    network = tiny_resnet((1, 1)).float()
+    cpu = Precision("fp32", "cpu")
+
+    def counts(folder: ImageFolder, rank: int, world: int, batch: int) -> list[int]:
+        source = eval_loader(
+            DATA, folder, batch=batch, rank=rank, world=world, device=CPU, dtype=torch.float32
+        )
+        batches = ((each.images, each.targets) for each in source)
+        (own,) = evaluate(network, [network.full], batches, cpu)
+        return [round(own.top1 * own.images / 100), round(own.top5 * own.images / 100), own.images]
+
+    together = [
+        sum(column) for column in zip(*(counts(images, rank, world, 5) for rank in range(world)), strict=True)
+    ]
+    assert together == counts(photos, 0, 1, 47)
+    assert together[0] > 0
