@@ -86,7 +86,7 @@ def eval_graph(inputs: Mapping[str, Node], data: Data, dtype: torch.dtype, cuda:
     encoded = inputs["encoded"]
     size, position = _python(partial(windows.centre, data.val_resize, data.val_crop), 2, _shapes(encoded))
     mixed = cuda and data.augmentation == "imagenet"
-    images = decode(encoded, "mixed" if mixed else "cpu")
+    images = decode(encoded, "mixed" if mixed else "cpu", hardware=data.hardware_decoder_load)
     images = fn.resize(_to(images, cuda and not mixed), size=size, interp_type=_LINEAR, antialias=True)
     mean = [255 * value for value in data.mean]
     crop = [data.val_crop, data.val_crop]
@@ -99,7 +99,7 @@ def eval_graph(inputs: Mapping[str, Node], data: Data, dtype: torch.dtype, cuda:
 def _imagenet_crop(inputs: Mapping[str, Node], data: Data, cuda: bool) -> Node:
     encoded = inputs["encoded"]
     corner, size = _python(windows.random_resized, 2, _shapes(encoded), inputs["crop"])
-    images = decode(encoded, "mixed" if cuda else "cpu", (corner, size))
+    images = decode(encoded, "mixed" if cuda else "cpu", (corner, size), data.hardware_decoder_load)
     return fn.resize(images, size=[data.crop, data.crop], interp_type=_LINEAR, antialias=True)
 
 
