@@ -60,7 +60,16 @@ def main(argv: Sequence[str]) -> int:
     except torch.OutOfMemoryError as error:
         print(f"error: out of memory: {str(error).splitlines()[0]}", file=sys.stderr)
         return OutOfMemoryError.exit_status
+    except OSError as error:
+        print(f"error: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
+        return RunError.exit_status
+    except RuntimeError as error:
+        if "DefaultCPUAllocator" not in str(error):
+            raise
+        print("error: out of memory: this machine's does not suffice", file=sys.stderr)
+        return OutOfMemoryError.exit_status
     except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
         return INTERRUPTED
     return 0
 

@@ -16,13 +16,38 @@ class Parser(argparse.ArgumentParser):
         raise ConfigError(f"{self.prog}: {message}")
 
 
+_MOST = {
+    "crop": 4096,
+    "threads": 1024,
+    "seeds": 1000,
+    "jobs": 1024,
+    "seed": 2**62,
+}
+"""Largest value of an option; of the others a billion."""
+
+
 def check_least(options: argparse.Namespace, **least: int) -> None:
-    """Refuse options below what is allowed, each named by its field.
+    """Refuse options below what is allowed, or above `_MOST`, each named by its field.
 
     Raises:
         ConfigError: naming the flag, what was given and what is allowed.
     """
     for name, bound in least.items():
-        if getattr(options, name) < bound:
-            flag = f"--{name.replace('_', '-')}"
-            raise ConfigError(f"{flag} is {getattr(options, name)}; allowed: at least {bound}")
+        value, most = getattr(options, name), _MOST.get(name, 1_000_000_000)
+        if not bound <= value <= most:
+            allowed = f"at least {bound}" if value < bound else f"at most {most}"
+            raise ConfigError(f"{_flag(name)} is {value}; allowed: {allowed}")
+
+
+def check_minutes(options: argparse.Namespace) -> None:
+    """Refuse minutes that are none.
+
+    Raises:
+        ConfigError: not above 0.
+    """
+    if not options.minutes > 0:  # NaN compares false
+        raise ConfigError(f"--minutes is {options.minutes:g}; allowed: above 0")
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"

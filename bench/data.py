@@ -26,7 +26,7 @@ import numpy as np
 import torch
 
 from fasttrain.config import Data
-from fasttrain.errors import ConfigError
+from fasttrain.errors import ConfigError, DataError
 from fasttrain.hardware import Precision
 from fasttrain.pipelines.manifest import open_images
 from fasttrain.recipes.imagenet import FAST_SIZES
@@ -140,7 +140,12 @@ def _apart(job: Job) -> tuple[float, float]:
     """Images per second and per CPU-second of a job in a process of its own."""
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context) as pool:
-        return pool.submit(measure_job, job).result()
+        try:
+            return pool.submit(measure_job, job).result()
+        except DataError as error:  # a DataLoader's worker puts its traceback before it
+            raise DataError(
+                str(error).strip().splitlines()[-1].removeprefix("fasttrain.errors.DataError: ")
+            ) from None
 
 
 def measure_job(job: Job) -> tuple[float, float]:

@@ -220,8 +220,8 @@ def _link(flag: str, text: str) -> Link | None:
         bandwidth, latency = (float(part) for part in text.split(","))
     except ValueError:
         bandwidth, latency = 0.0, 0.0
-    if bandwidth <= 0 or latency < 0:
-        raise ConfigError(f"{flag} is {text!r}; allowed: GB/s above 0 and microseconds, such as 240,3.4")
+    if not (1e-3 <= bandwidth <= 1e6 and 0 <= latency <= 1e6):  # NaN compares false
+        raise ConfigError(f"{flag} is {text!r}; allowed: GB/s and microseconds, such as 240,3.4")
     return Link(1e9 * bandwidth, 1e-6 * latency)
 
 

@@ -134,6 +134,8 @@ class StepFile:
 
 def read_files(results: Path) -> list[StepFile]:
     """Every device's step.csv, and what stands beside it for other crops and networks."""
+    if not results.is_dir():
+        raise ConfigError(f"--results is {str(results)!r}; allowed: a folder of <device>/step.csv")
     return [_read_file(path) for path in sorted(results.glob("*/step*.csv"))]
 
 

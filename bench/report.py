@@ -12,7 +12,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from fasttrain.errors import ConfigError, RunError
+from fasttrain.errors import ConfigError, DataError, RunError
 
 from .arguments import Parser
 from .plots import PLOTS
@@ -21,7 +21,8 @@ from .tables import TABLES
 
 README = RESULTS.parent.parent / "README.md"
 
-_BLOCK = re.compile(r"(<!-- bench:(\S+) (\S+) -->\n).*?(<!-- /bench -->)", flags=re.DOTALL)
+_START = "<!-- bench:"
+_BLOCK = re.compile(rf"({_START}(\S+) (\S+) -->\n)(?:(?!{_START}).)*?(<!-- /bench -->)", flags=re.DOTALL)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -39,6 +40,8 @@ def main(argv: Sequence[str]) -> None:
         text = options.readme.read_text()
     except OSError as error:
         raise ConfigError(f"--readme is {options.readme}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"--readme is {options.readme}, which is not UTF-8 text") from None
     made = render(text)
     if options.check and made != text:
         raise RunError(f"{options.readme} is not what bench/results gives: run python -m bench report")
@@ -66,8 +69,12 @@ def render(text: str) -> str:
     """The text with each table made anew.
 
     Raises:
-        ConfigError: a table that nothing makes.
+        ConfigError: a table that nothing makes, or one without its end.
+        DataError: results that are damaged.
     """
+    blocks = len(_BLOCK.findall(text))
+    if text.count(_START) != blocks:
+        raise ConfigError(f"{text.count(_START)} tables start, {blocks} end with <!-- /bench -->")
 
     def replace(block: re.Match[str]) -> str:
         start, name, folder, end = block.groups()
@@ -77,6 +84,10 @@ def render(text: str) -> str:
             lines = TABLES[name](RESULTS / folder)
         except OSError as error:
             raise ConfigError(f"table {name} {folder}: {error.filename}: {error.strerror}") from None
+        except (KeyError, ValueError, StopIteration) as error:
+            if isinstance(error, RunError):
+                raise
+            raise DataError(f"table {name} {folder}: its file is damaged or not complete: {error}") from None
         return start + "".join(f"| {' | '.join(cells)} |\n" for cells in lines) + end
 
     return _BLOCK.sub(replace, text)

@@ -8,6 +8,7 @@ import os
 import platform
 import re
 import subprocess
+import tempfile
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 
 import torch
 
-from fasttrain.errors import ConfigError
+from fasttrain.errors import ConfigError, DataError
 
 PLACE = ("device", "threads", "driver", "power_limit_w", "torch", "python", "date", "commit", "n")
 """Last columns of every benchmark's CSV: where, with what and when; `n`: calls behind the value."""
@@ -59,25 +60,10 @@ class Rows:
         self.path, self.columns, self.common = path, tuple(columns), dict(common)
         self.kept: list[Row] = []
         self._pending: list[Row] = []
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ConfigError(f"--output is {path}: {error.strerror}") from None
-        if path.is_dir():
-            raise ConfigError(f"--output is {path}, a folder; allowed: a file's name")
-        if path.exists() and not path.read_text(errors="replace").startswith("bench,"):
-            raise ConfigError(
-                f"--output is {path}, which holds something else; allowed: a new file or a bench's"
-            )
-        if extend and path.exists():
-            self._read()
-
-    def _read(self) -> None:
-        with self.path.open(newline="") as file:
-            reader = csv.DictReader(file)
-            if tuple(reader.fieldnames or ()) != self.columns:
-                raise ConfigError(f"--output is {self.path}, which has other columns; allowed: a new file")
-            self.kept = list(reader)
+        self._extend = extend
+        _check_output(path)
+        if extend and path.exists() and path.stat().st_size:
+            self.kept = list(read(path, self.columns))
 
     def add(self, **values: Any) -> None:
         """Add one measurement; `write` brings it to the file."""
@@ -89,10 +75,12 @@ class Rows:
         """Append what was added since the last call."""
         text = io.StringIO()
         writer = csv.DictWriter(text, self.columns, lineterminator="\n")
-        if not self.kept:
+        # what another process has written meanwhile stays, if this one extends
+        goes_on = bool(self.kept) or (self._extend and self.path.exists() and self.path.stat().st_size > 0)
+        if not goes_on:
             writer.writeheader()
         writer.writerows(self._pending)
-        with self.path.open("a" if self.kept else "w", newline="") as file:
+        with self.path.open("a" if goes_on else "w", newline="") as file:
             file.write(text.getvalue())
             file.flush()
             os.fsync(file.fileno())
@@ -100,10 +88,44 @@ class Rows:
         self._pending = []
 
 
-def read(path: Path) -> list[dict[str, str]]:
-    """A benchmark's rows."""
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
+def read(path: Path, columns: Sequence[str] = ()) -> list[dict[str, str]]:
+    """A benchmark's rows.
+
+    Args:
+        path: of the file.
+        columns: that it must have, if any are given.
+
+    Raises:
+        DataError: no rows, rows cut off, other columns, or no text.
+        OSError: it cannot be read.
+    """
+    try:
+        text = path.read_text()
+    except UnicodeDecodeError:
+        raise DataError(f"{path} is no CSV file of a benchmark: it is not UTF-8 text") from None
+    reader = csv.DictReader(io.StringIO(text, newline=""))
+    rows = list(reader)
+    if columns and tuple(reader.fieldnames or ()) != tuple(columns):
+        raise DataError(f"{path} has other columns; allowed: {','.join(columns)}")
+    if not rows or not text.endswith("\n") or any(None in row or None in row.values() for row in rows):
+        raise DataError(f"{path} is empty or cut off: measure again, or remove its last line")
+    return rows
+
+
+def _check_output(path: Path) -> None:
+    """Refuse what cannot be a benchmark's file, before anything is measured."""
+    if path.exists() and not path.is_file():
+        raise ConfigError(f"--output is {path}; allowed: a file's name")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+        with path.open("rb") if path.exists() else io.BytesIO() as file:
+            start = file.read(6)
+    except OSError as error:
+        raise ConfigError(f"--output is {path}: {error.strerror}") from None
+    if start not in (b"", b"bench,"):
+        raise ConfigError(f"--output is {path}, which holds something else; allowed: a new file or a bench's")
 
 
 def environment(device: torch.device) -> dict[str, Any]:

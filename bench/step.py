@@ -117,6 +117,8 @@ def parse(argv: Sequence[str]) -> Settings:
     options = _parser().parse_args(list(argv))
     device = measure.choose_device(options.device)
     names = tuple(options.modes.split(",")) if options.modes else DEFAULT_MODES
+    if not math.isinf(options.minutes) and not options.minutes >= 0:  # NaN compares false
+        raise ConfigError(f"--minutes is {options.minutes:g}; allowed: at least 0")
     check_least(options, draws=1, warmup=0, crop=1, num_classes=1, threads=0, seed=0)
     if options.threads:
         torch.set_num_threads(options.threads)

@@ -8,8 +8,13 @@ unfinished one goes on where it was: run the same command again until it says th
 from __future__ import annotations
 
 import argparse
+import os
+import sys
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +25,7 @@ from torch import Tensor
 from fasttrain import build, checkpoint
 from fasttrain.config import Config, Evaluation, Method, Model, Run, to_dict
 from fasttrain.distributed import Process
-from fasttrain.errors import ConfigError, NonFiniteError
+from fasttrain.errors import ConfigError, NonFiniteError, RunError
 from fasttrain.evaluation import evaluate, evaluate_subnets
 from fasttrain.hardware import choose_precision, configure_backends
 from fasttrain.models import StagedNetwork
@@ -35,10 +40,11 @@ from fasttrain.recipes.cifar import (
 from fasttrain.step import TrainStep
 
 from . import measure
-from .arguments import Parser, check_least
+from .arguments import Parser, check_least, check_minutes
+from .plots import METRICS
 from .rows import PLACE, Rows, default_output, environment
 
-SETTINGS = ("model", "crop", "images", "epochs", "batch", "subnets", "precision")
+SETTINGS = ("data", "model", "crop", "images", "epochs", "batch", "subnets", "precision")
 COLUMNS = ("bench", "method", "seed", "metric", "value", "unit", *SETTINGS, *PLACE)
 
 _STPP = cifar10_resnet56_stpp().method
@@ -65,6 +71,7 @@ class Job:
         state: file in which an unfinished run waits.
         deadline: on `time.time`'s clock, after which no epoch is begun.
         threads: of torch.
+        parent: the process without which nobody would record the result.
     """
 
     method: str
@@ -72,6 +79,7 @@ class Job:
     state: Path
     deadline: float
     threads: int
+    parent: int
 
     @property
     def seed(self) -> int:
@@ -90,17 +98,17 @@ def main(argv: Sequence[str]) -> None:
         ConfigError: an option's value that is not allowed.
         DataError: folders without images.
         NonFiniteError: a run that diverged.
+        RunError: one of several processes died.
     """
     options = _parser().parse_args(list(argv))
     device = measure.choose_device(options.device)
     check_least(options, epochs=1, batch=2, seeds=1, crop=4, images=0, jobs=1)
-    if options.minutes <= 0:
-        raise ConfigError(f"--minutes is {options.minutes:g}; allowed: above 0")
+    check_minutes(options)
     folder = open_images(options.images_folder / "train")
     test_folder = open_images(options.images_folder / "test", folder.classes)
     train, test = decode(folder, options.crop), decode(test_folder, options.crop)
     train = train.first(options.images or len(train))
-    settings = _settings(options, device, len(train))
+    settings = _settings(options, device, len(train)) | {"data": folder.fingerprint[:12]}
     place = environment(device) | {"threads": max(1, torch.get_num_threads() // options.jobs)}
     rows = Rows(options.output or default_output("study", device), COLUMNS, settings | place, extend=True)
     jobs = _jobs(options, device, rows, settings, place["threads"], len(folder.classes))
@@ -110,6 +118,7 @@ def main(argv: Sequence[str]) -> None:
         if result is not None:
             left -= 1
             _record(rows, job, result)
+            job.state.unlink(missing_ok=True)  # not before the rows are written
             print(f"{job.method} seed {job.seed}: " + ", ".join(f"{k} {v:.2f}" for k, v in result.items()))
     print(f"{left} runs left: the same command goes on" if left else f"nothing left: {rows.path}")
 
@@ -139,20 +148,20 @@ def _jobs(
     for name in names:
         if name not in METHODS:
             raise ConfigError(f"--methods has {name!r}; allowed: {', '.join(METHODS)}")
-    done = {
-        (row["method"], int(row["seed"]))
+    found = Counter(
+        (row["method"], str(row["seed"]))
         for row in rows.kept
         if all(str(row[column]) == str(value) for column, value in settings.items())
-    }
+    )
     deadline = time.time() + 60 * options.minutes
     jobs = []
     for seed in range(options.seeds):
         for name in names:
-            if (name, seed) not in done:
+            if found[name, str(seed)] < len(METRICS):
                 config = configuration(options, name, seed, device, classes)
                 stem = "-".join(str(settings[column]) for column in SETTINGS if column in settings)
                 state = options.state / f"{stem}-{name}-{seed}.pt"
-                jobs.append(Job(name, config, state, deadline, threads))
+                jobs.append(Job(name, config, state, deadline, threads, os.getpid()))
     return jobs
 
 
@@ -191,8 +200,18 @@ def _run(
         yield from map(_work, jobs)
         return
     context = torch.multiprocessing.get_context("spawn")
-    with context.Pool(min(processes, len(jobs)) or 1, _share, (train, test)) as pool:
-        yield from pool.imap_unordered(_work, jobs)
+    workers = min(processes, len(jobs)) or 1
+    with ProcessPoolExecutor(workers, context, _share, (train, test)) as pool:
+        futures = [pool.submit(_work, job) for job in jobs]
+        try:
+            for future in as_completed(futures):
+                yield future.result()
+        except BrokenProcessPool:
+            raise RunError(
+                "a process of the study died; the same command goes on from its last epoch"
+            ) from None
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
 _IMAGES: dict[str, ResidentImages] = {}
@@ -224,6 +243,8 @@ def train_one(job: Job, train: ResidentImages, test: ResidentImages) -> Result |
     for epoch in range(first, config.run.epochs):
         if time.time() > job.deadline:
             return None
+        if os.getpid() != job.parent and os.getppid() != job.parent:
+            sys.exit(f"{job.method}, seed {job.seed}: the study has ended")  # its state is kept
         for index, batch in enumerate(loader.epoch(epoch)):
             last = step(
                 batch.images,
@@ -236,9 +257,7 @@ def train_one(job: Job, train: ResidentImages, test: ResidentImages) -> Result |
         if not last.loss.total.isfinite():
             raise NonFiniteError(f"{job.method}, seed {job.seed}: the loss is {last.loss.total.item()}")
         _save(job, network, step, epoch + 1)
-    result = judge(config, network, train, test)
-    job.state.unlink(missing_ok=True)
-    return result
+    return judge(config, network, train, test)
 
 
 def _loader(config: Config, images: ResidentImages, seed: int) -> ResidentLoader:
@@ -277,7 +296,10 @@ def _restore(job: Job, network: StagedNetwork, step: TrainStep) -> int:
         network.load_state_dict(state["network"])
         step.optimizer.load_state_dict(state["optimizer"])
         step.scaler.load_state_dict(state["scaler"])
-        return int(state["position"]["epoch"])
+        epoch = int(state["position"]["epoch"])
+        if not 0 <= epoch <= job.config.run.epochs:
+            raise ValueError(f"it stands at epoch {epoch}")
+        return epoch
 
 
 def judge(config: Config, network: StagedNetwork, train: ResidentImages, test: ResidentImages) -> Result:

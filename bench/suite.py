@@ -20,7 +20,7 @@ import torch
 from fasttrain.errors import ConfigError, RunError
 
 from . import checks, kernels, measure, step, walk
-from .arguments import Parser
+from .arguments import Parser, check_minutes
 from .checks import WrongResultError
 from .rows import default_output
 
@@ -49,8 +49,7 @@ def main(argv: Sequence[str]) -> None:
     """
     options = _parser().parse_args(list(argv))
     device = measure.choose_device(options.device)
-    if options.minutes <= 0:
-        raise ConfigError(f"--minutes is {options.minutes:g}; allowed: above 0")
+    check_minutes(options)
     if options.compare:
         compare(options)
         return

@@ -18,6 +18,7 @@ from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms import v2
 
 from fasttrain.config import Data
+from fasttrain.errors import DataError
 from fasttrain.pipelines.draws import PCA_EIGENVALUES, PCA_EIGENVECTORS
 from fasttrain.pipelines.folder import ImageFolder
 
@@ -34,7 +35,10 @@ class Images(Dataset[Tensor]):
 
     def __getitem__(self, index: int) -> Tensor:
         """One image."""
-        return self.transform(self.read(self.folder.read(index)))
+        try:
+            return self.transform(self.read(self.folder.read(index)))
+        except (OSError, RuntimeError) as error:
+            raise DataError(f"image {self.folder.path(index)} cannot be decoded: {error}") from None
 
 
 class Lighting(nn.Module):

@@ -103,6 +103,35 @@ def test_plots_stand_beside_their_files(results: Path, capsys: pytest.CaptureFix
     assert {path.name: path.read_bytes() for path in results.glob("*.png")} == pictures
 
 
+@pytest.mark.parametrize("check", [[], ["--check"]])
+def test_a_table_without_its_end_costs_no_text(
+    results: Path, check: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (results / "step.csv").write_text("mode,metric,value\nct,seconds,2\n")
+    readme = results / "README.md"
+    text = "<!-- bench:step gpu -->\nprose\n<!-- bench:step gpu -->\n<!-- /bench -->\n"
+    readme.write_text(text)
+    assert main(["report", "--readme", str(readme), *check]) == 2
+    assert "2 tables start, 1 end" in capsys.readouterr().err
+    assert readme.read_text() == text
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [b"", b"mode,metric,value\n", b"mode,metric,value\nct,seconds,2\nct,sec", b"\xff\xfe", b"a,b\n1,2\n"],
+)
+def test_damaged_results_are_named_and_the_readme_stays(
+    results: Path, damaged: bytes, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (results / "step.csv").write_bytes(damaged)
+    readme = results / "README.md"
+    readme.write_text("<!-- bench:step gpu -->\nold\n<!-- /bench -->\n")
+    assert main(["report", "--readme", str(readme)]) == 3
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "step" in line
+    assert "old" in readme.read_text()
+
+
 def test_mistakes_are_named(results: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="table is 'nix'; allowed: step, step-224"):
         report.render("<!-- bench:nix gpu -->\n<!-- /bench -->")

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import csv
+import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from bench import study
 from bench.__main__ import main
+from fasttrain.errors import RunError
+from fasttrain.pipelines.folder import scan
+from fasttrain.pipelines.resident import decode
 from tests.pipelines.conftest import write_images
 
 OPTIONS = ["--crop", "16", "--epochs", "2", "--batch", "8", "--device", "cpu"]
@@ -105,6 +110,9 @@ def test_methods_of_stpp_differ_in_what_their_name_says_alone(name: str) -> None
     [
         (["--methods", "ct,kd"], 2, "--methods has 'kd'"),
         (["--minutes", "0"], 2, "--minutes"),
+        (["--minutes", "nan"], 2, "--minutes is nan"),
+        (["--seeds", "99999999999"], 2, "at most 1000"),
+        (["--crop", "1000000"], 2, "at most 4096"),
         (["--seeds", "0"], 2, "--seeds is 0"),
         (["--jobs", "0"], 2, "--jobs is 0"),
         (["--model", "resnet9"], 2, "model.name"),
@@ -126,3 +134,64 @@ def test_mistakes_are_named(
 def test_a_folder_without_images_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(tmp_path / "none", tmp_path) == 3
     assert "none/train" in capsys.readouterr().err
+
+
+def test_a_file_cut_off_is_refused_and_a_run_without_all_rows_is_done_again(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    methods = ["--methods", "ct", "--seeds", "1", "--epochs", "1"]
+    assert run(images, tmp_path, *methods) == 0
+    path = tmp_path / "study.csv"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-20])
+    assert run(images, tmp_path, *methods) == 3
+    assert "cut off" in capsys.readouterr().err
+    path.write_bytes(b"".join(whole.splitlines(keepends=True)[:-1]))
+    assert run(images, tmp_path, *methods) == 0
+    assert "1 runs to do" in capsys.readouterr().out
+
+
+def test_another_data_set_is_another_study(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    methods = ["--methods", "ct", "--seeds", "1", "--epochs", "1"]
+    assert run(images, tmp_path, *methods) == 0
+    for part, count in (("train", 42), ("test", 20)):
+        write_images(tmp_path / "others" / part, count, (32, 33), classes=3)
+    assert run(tmp_path / "others", tmp_path, *methods) == 0
+    assert "1 runs to do" in capsys.readouterr().out.splitlines()[-3]
+    assert len({row["data"] for row in read(tmp_path)}) == 2
+    write_images(tmp_path / "mixed" / "train", 20, (32, 33), classes=2)
+    write_images(tmp_path / "mixed" / "test", 20, (32, 33), classes=3)
+    assert run(tmp_path / "mixed", tmp_path, *methods) == 3
+    assert "other classes" in capsys.readouterr().err
+
+
+class Deadly:
+    """Images whose use ends the process, as an out-of-memory killer does."""
+
+    def to(self, device: object) -> None:
+        """Move them."""
+        os._exit(9)
+
+
+def test_a_worker_that_dies_ends_the_study_with_one_line(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And one whose study has ended stops by itself, its state kept."""
+    jobs: list[study.Job] = []
+
+    def keep(given: list[study.Job], *rest: object) -> list[object]:
+        jobs.extend(given)
+        return []
+
+    monkeypatch.setattr(study, "_run", keep)
+    assert run(images, tmp_path, "--methods", "ct", "--seeds", "1") == 0
+    orphan = replace(jobs[0], parent=1 if os.getppid() != 1 else 2)
+    train, test = (decode(scan(images / part), 16) for part in ("train", "test"))
+    with pytest.raises(SystemExit, match="the study has ended"):
+        study.train_one(orphan, train, test)
+    monkeypatch.undo()
+
+    with pytest.raises(RunError, match="a process of the study died"):
+        list(study._run([orphan, orphan], Deadly(), Deadly(), 2))  # type: ignore[arg-type]
