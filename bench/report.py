@@ -21,8 +21,10 @@ from .tables import TABLES
 
 README = RESULTS.parent.parent / "README.md"
 
-_START = "<!-- bench:"
-_BLOCK = re.compile(rf"({_START}(\S+) (\S+) -->\n)(?:(?!{_START}).)*?(<!-- /bench -->)", flags=re.DOTALL)
+_START = re.compile(r"^<!-- bench:", flags=re.MULTILINE)
+_BLOCK = re.compile(
+    r"^(<!-- bench:(\S+) (\S+) -->\n)(?:(?!^<!-- bench:).)*?(<!-- /bench -->)", flags=re.DOTALL | re.MULTILINE
+)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -73,8 +75,9 @@ def render(text: str) -> str:
         DataError: results that are damaged.
     """
     blocks = len(_BLOCK.findall(text))
-    if text.count(_START) != blocks:
-        raise ConfigError(f"{text.count(_START)} tables start, {blocks} end with <!-- /bench -->")
+    starts = len(_START.findall(text))
+    if starts != blocks:
+        raise ConfigError(f"{starts} tables start, {blocks} end with <!-- /bench -->")
 
     def replace(block: re.Match[str]) -> str:
         start, name, folder, end = block.groups()
