@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from typing import NoReturn
 
 from fasttrain.errors import ConfigError
@@ -37,6 +38,19 @@ def check_least(options: argparse.Namespace, **least: int) -> None:
         if not bound <= value <= most:
             allowed = f"at least {bound}" if value < bound else f"at most {most}"
             raise ConfigError(f"{_flag(name)} is {value}; allowed: {allowed}")
+
+
+def chosen(flag: str, text: str, allowed: Sequence[str]) -> list[str]:
+    """The names that an option lists with commas between; all that are allowed where it is empty.
+
+    Raises:
+        ConfigError: one that is not allowed.
+    """
+    names = text.split(",") if text else list(allowed)
+    for name in names:
+        if name not in allowed:
+            raise ConfigError(f"{flag} holds {name!r}; allowed: {', '.join(allowed)}")
+    return names
 
 
 def check_minutes(options: argparse.Namespace) -> None:

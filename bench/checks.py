@@ -16,9 +16,9 @@ from types import ModuleType
 
 import torch
 
-from fasttrain.errors import ConfigError, RunError
+from fasttrain.errors import RunError
 
-from .arguments import Parser
+from .arguments import Parser, chosen
 from .case import Check
 from .measure import choose_device
 from .rows import PLACE, Rows, default_output, environment
@@ -62,10 +62,7 @@ def main(argv: Sequence[str]) -> None:
     """
     options = _parser().parse_args(list(argv))
     device = choose_device(options.device)
-    names = options.ops.split(",") if options.ops else list(SUBJECTS)
-    for name in names:
-        if name not in SUBJECTS:
-            raise ConfigError(f"--ops holds {name!r}; allowed: {', '.join(SUBJECTS)}")
+    names = chosen("--ops", options.ops, SUBJECTS)
     wrong = run(names, device, options.output or default_output("checks", device))
     if wrong:
         raise WrongResultError(f"wrong on {device}: {', '.join(wrong)}")

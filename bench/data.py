@@ -32,7 +32,7 @@ from fasttrain.pipelines.manifest import open_images
 from fasttrain.recipes.imagenet import FAST_SIZES
 
 from . import measure
-from .arguments import Parser, check_least
+from .arguments import Parser, check_least, chosen
 from .rows import PLACE, Rows, default_output, environment
 from .summary import table
 from .torch_loaders import batches
@@ -120,20 +120,12 @@ def _jobs(options: argparse.Namespace, device: torch.device) -> list[Job]:
         cores,
         device.type,
     )
-    stages = _chosen("--stages", options.stages, STAGES)
+    stages = chosen("--stages", options.stages, STAGES)
     return [
         Job(loader, stage, *shared)
         for stage in stages
-        for loader in _chosen("--loaders", options.loaders, LOADERS)
+        for loader in chosen("--loaders", options.loaders, LOADERS)
     ]
-
-
-def _chosen(flag: str, text: str, allowed: Sequence[str]) -> list[str]:
-    names = text.split(",") if text else list(allowed)
-    for name in names:
-        if name not in allowed:
-            raise ConfigError(f"{flag} holds {name!r}; allowed: {', '.join(allowed)}")
-    return names
 
 
 def _apart(job: Job) -> tuple[float, float]:

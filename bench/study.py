@@ -40,7 +40,7 @@ from fasttrain.recipes.cifar import (
 from fasttrain.step import TrainStep
 
 from . import measure
-from .arguments import Parser, check_least, check_minutes
+from .arguments import Parser, check_least, check_minutes, chosen
 from .plots import METRICS
 from .rows import PLACE, Rows, default_output, environment
 
@@ -144,10 +144,7 @@ def _jobs(
     classes: int,
 ) -> list[Job]:
     """The runs that the file does not hold yet, seed by seed, so that a study cut short has whole seeds."""
-    names = options.methods.split(",")
-    for name in names:
-        if name not in METHODS:
-            raise ConfigError(f"--methods has {name!r}; allowed: {', '.join(METHODS)}")
+    names = chosen("--methods", options.methods, tuple(METHODS))
     found = Counter(
         (row["method"], str(row["seed"]))
         for row in rows.kept

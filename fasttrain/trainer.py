@@ -379,6 +379,11 @@ class Trainer:
                 f"warning: batch norm works over {own} images per process; the recipe means {meant}, so its "
                 "published accuracy may not be met"
             )
+        if (config.data.mixup or config.data.cutmix) and own % 2:
+            self.log.line(
+                f"warning: {own} images per process are mixed in pairs: the last stays as it is, and another "
+                "number of processes would mix others"
+            )
 
     def _implementations(self) -> str:
         """What computes the loss, batch norm, 1x1 convolutions if not PyTorch, and the optimizer's step."""

@@ -213,6 +213,15 @@ def test_a_loss_that_is_not_finite_stops_the_run(images: Path, tmp_path: Path) -
     assert json.loads((tmp_path / "run" / "status.json").read_text())["state"] == "failed"
 
 
+def test_an_odd_batch_that_is_mixed_is_warned_of(images: Path, tmp_path: Path) -> None:
+    changes: dict[str, dict[str, Any]] = {
+        "data": {"mixup": 0.2, "val": ""},
+        "run": {"batch": 7, "max_steps": 1},
+    }
+    train(configure(images, tmp_path, **changes))
+    assert "warning: 7 images per process are mixed in pairs" in (tmp_path / "run" / "log.txt").read_text()
+
+
 def test_published_options_run(images: Path, tmp_path: Path) -> None:
     """Cascaded inputs of every size, partial last batch, re-estimated statistics, common training's tree."""
     changes: dict[str, dict[str, Any]] = {

@@ -15,9 +15,7 @@ from types import ModuleType
 
 import torch
 
-from fasttrain.errors import ConfigError
-
-from ..arguments import Parser, check_least
+from ..arguments import Parser, check_least, chosen
 from ..checks import OPERATIONS, WrongResultError, checks_of, examine
 from ..measure import choose_device
 
@@ -31,10 +29,7 @@ def main(argv: Sequence[str]) -> None:
     """
     options = _parser().parse_args(list(argv))
     device = choose_device(options.device)
-    names = options.ops.split(",") if options.ops else list(OPERATIONS)
-    for name in names:
-        if name not in OPERATIONS:
-            raise ConfigError(f"--ops holds {name!r}; allowed: {', '.join(OPERATIONS)}")
+    names = chosen("--ops", options.ops, OPERATIONS)
     check_least(options, calls=3)
     wrong = [
         name

@@ -108,7 +108,7 @@ def test_methods_of_stpp_differ_in_what_their_name_says_alone(name: str) -> None
 @pytest.mark.parametrize(
     ("options", "status", "message"),
     [
-        (["--methods", "ct,kd"], 2, "--methods has 'kd'"),
+        (["--methods", "ct,kd"], 2, "--methods holds 'kd'"),
         (["--minutes", "0"], 2, "--minutes"),
         (["--minutes", "nan"], 2, "--minutes is nan"),
         (["--seeds", "99999999999"], 2, "at most 1000"),
