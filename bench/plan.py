@@ -92,8 +92,10 @@ def print_plans(
         total = shape.batch * shape.gpus
         print(f"\n{plan.gpu}, scaling: {shape.batch} images per GPU (left), {total} in all (right)")
         lines = []
+        alone: dict[str, float] = {}  # images/s of one GPU, which the percentages refer to
         for gpus, weak, fixed in scaling(recipe, plan, images, assumptions):
-            lines.append({"GPUs": f"{gpus:,}"} | _scaling_cells(weak, "") | _scaling_cells(fixed, " "))
+            cells = _scaling_cells(weak, "", alone) | _scaling_cells(fixed, " ", alone)
+            lines.append({"GPUs": f"{gpus:,}"} | cells)
             _add(rows, "weak", weak)
             _add(rows, "fixed", fixed)
         print(table(lines))
@@ -109,17 +111,18 @@ def _plan_line(plan: Forecast) -> dict[str, str]:
     return line | {"img/s per GPU": f"{per_gpu:,.0f}", "one GPU's step": plan.rate.label}
 
 
-def _scaling_cells(own: Forecast | None, mark: str) -> dict[str, str]:
-    """A forecast's columns; `mark` tells two groups of equal names apart."""
+def _scaling_cells(own: Forecast | None, mark: str, alone: dict[str, float]) -> dict[str, str]:
+    """A forecast's columns; `mark` tells two groups of equal names apart, in `alone` too."""
     names = [f"{name}{mark}" for name in ("per GPU", "step ms", "exposed", "img/s", "%", "hours")]
     if own is None:
         return dict.fromkeys(names, "-")
+    alone.setdefault(mark, own.images_per_second / own.shape.gpus)
     cells = (
         f"{own.shape.batch}",
         f"{1e3 * own.step:.1f}",
         f"{1e3 * own.exposed:.1f}",
         f"{own.images_per_second:,.0f}",
-        f"{100 * own.efficiency:.1f}",
+        f"{100 * own.images_per_second / (own.shape.gpus * alone[mark]):.1f}",
         f"{own.hours:.2f}",
     )
     return dict(zip(names, cells, strict=True))
