@@ -28,6 +28,7 @@ import torch
 from fasttrain.config import Data
 from fasttrain.errors import ConfigError, DataError
 from fasttrain.hardware import Precision
+from fasttrain.pipelines.folder import ImageFolder
 from fasttrain.pipelines.manifest import open_images
 from fasttrain.recipes.imagenet import FAST_SIZES
 
@@ -81,9 +82,7 @@ def main(argv: Sequence[str]) -> None:
     options = _parser().parse_args(list(argv))
     device = measure.choose_device(options.device)
     check_least(options, batch=1, batches=1, rounds=1, crop=min(FAST_SIZES))
-    count = len(open_images(str(options.images)).files)
-    if count < options.batch:
-        raise ConfigError(f"--batch is {options.batch}; allowed: up to the {count} images")
+    open_whole_batches(options)
     jobs = _jobs(options, device)
     common = {"bench": "data", "crop": options.crop, "batch": options.batch} | environment(device)
     rows = Rows(options.output or default_output("data", device), COLUMNS, common)
@@ -106,6 +105,19 @@ def main(argv: Sequence[str]) -> None:
                 )
             rows.write()
     print(table(_summary(rows)))
+
+
+def open_whole_batches(options: argparse.Namespace) -> ImageFolder:
+    """The images of a benchmark's options, at least one batch of them.
+
+    Raises:
+        ConfigError: a batch larger than that.
+        DataError: no images.
+    """
+    folder = open_images(str(options.images))
+    if len(folder.files) < options.batch:
+        raise ConfigError(f"--batch is {options.batch}; allowed: up to the {len(folder.files)} images")
+    return folder
 
 
 def _jobs(options: argparse.Namespace, device: torch.device) -> list[Job]:

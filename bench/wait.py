@@ -19,14 +19,14 @@ import torch
 from fasttrain import build
 from fasttrain.config import Config
 from fasttrain.distributed import Process
-from fasttrain.errors import ConfigError
 from fasttrain.hardware import choose_precision, configure_backends
 from fasttrain.pipelines.batch import Batch
-from fasttrain.pipelines.manifest import open_images
+from fasttrain.pipelines.folder import ImageFolder
 from fasttrain.recipes import recipe
 
 from . import measure
 from .arguments import Parser, check_least
+from .data import open_whole_batches
 from .rows import PLACE, Rows, default_output, environment
 
 COLUMNS = ("bench", "recipe", "model", "crop", "batch", "metric", "value", "unit", "round", *PLACE)
@@ -42,7 +42,7 @@ def main(argv: Sequence[str]) -> None:
     options = _parser().parse_args(list(argv))
     device = measure.choose_device(options.device)
     check_least(options, batch=2, steps=1, rounds=1)
-    config = _config(options, device)
+    config, folder = _config(options, device), open_whole_batches(options)
     common = {"bench": "wait", "recipe": options.recipe, "model": config.model.name, "crop": config.data.crop}
     rows = Rows(
         options.output or default_output("wait", device),
@@ -50,7 +50,7 @@ def main(argv: Sequence[str]) -> None:
         common | {"batch": options.batch} | environment(device),
     )
     shares = []
-    for index, (resident, loaded, waiting) in enumerate(measure_rounds(config, device, options)):
+    for index, (resident, loaded, waiting) in enumerate(measure_rounds(config, folder, device, options)):
         shares.append(100 * (1 - resident / loaded))
         for metric, value, unit in (
             ("resident", resident, "s"),
@@ -69,14 +69,13 @@ def main(argv: Sequence[str]) -> None:
 
 
 def measure_rounds(
-    config: Config, device: torch.device, options: argparse.Namespace
+    config: Config, folder: ImageFolder, device: torch.device, options: argparse.Namespace
 ) -> Iterator[tuple[float, float, float]]:
     """Of each round, seconds per step: on a batch that stays, with the pipeline, and waiting for it."""
     from fasttrain.loading import build_train_loader
 
     process, precision = Process(0, 1, device), choose_precision(config.run.precision, device)
     configure_backends(config.run, device)
-    folder = open_images(str(options.images))
     network = build.build_network(config, 1000, device).train()
     loader = build_train_loader(config, folder, process, precision.image_dtype)
     step = build.build_step(config, network, process, precision, loader.steps_per_epoch)
@@ -114,9 +113,6 @@ def measure_rounds(
 def _config(options: argparse.Namespace, device: torch.device) -> Config:
     """The recipe with one side for the small batches, so that all steps cost alike, and a tiny rate."""
     config = recipe(options.recipe)
-    count_ = len(open_images(str(options.images)).files)
-    if count_ < options.batch:
-        raise ConfigError(f"--batch is {options.batch}; allowed: up to the {count_} images")
     sizes = config.method.sizes
     return replace(
         config,

@@ -10,7 +10,7 @@ import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -96,7 +96,7 @@ class TrainLoader:
     def state_dict(self) -> dict[str, Any]:
         """Where the loader stands and the fingerprint of what it loads; ranks differ in `rank` alone."""
         epoch, step = self.position
-        return {"epoch": epoch, "step": step, "fingerprint": self.fingerprint()}
+        return {"epoch": epoch, "step": step, "fingerprint": self.fingerprint}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Stand where the recorded loader stood: `epoch(*position)` gives the batches that came next there.
@@ -104,9 +104,10 @@ class TrainLoader:
         Raises:
             CheckpointError: it loaded something else (see `state.check_fingerprint`).
         """
-        check_fingerprint(self.fingerprint(), state["fingerprint"])
+        check_fingerprint(self.fingerprint, state["fingerprint"])
         self._next = int(state["epoch"]) * self.steps_per_epoch + int(state["step"])
 
+    @cached_property
     def fingerprint(self) -> dict[str, Any]:
         """What decides the batches, and in what way it was read."""
         split = self._split
