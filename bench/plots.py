@@ -12,7 +12,7 @@ from typing import Any
 from fasttrain.errors import ConfigError
 
 from .rows import read
-from .summary import Values, mean
+from .summary import by_mode, mean
 
 METRICS = ("main", "subnets_mean", "subnets_deviation", "subnets_worst")
 """Of the accuracy study, in the order of its table."""
@@ -38,9 +38,7 @@ def axes(path: Path, width: float, height: float, panels: int = 1) -> Iterator[A
 
 def step_plot(folder: Path, path: Path) -> None:
     """Seconds and FLOPs of each mode in multiples of a plain step."""
-    values: Values = defaultdict(lambda: defaultdict(list))
-    for row in read(folder / "step.csv"):
-        values[row["mode"]][row["metric"]].append(float(row["value"]))
+    values = by_mode(read(folder / "step.csv"))
     modes = list(values)[::-1]
     with axes(path, 7.5, 0.8 + 0.36 * len(modes)) as ax:
         for metric, offset, label in (("seconds", 0.19, "seconds"), ("flops", -0.19, "FLOPs")):

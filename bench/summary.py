@@ -17,6 +17,14 @@ _MATRIX_RATES = {"H200": 989e12, "H100": 989e12, "A100": 312e12}
 """Dense bf16 and fp16 FLOP/s by the vendor's data sheets (SXM), by a part of the GPU's name."""
 
 
+def by_mode(rows: Sequence[Row]) -> Values:
+    """The rows' values, by mode and metric."""
+    values: Values = defaultdict(lambda: defaultdict(list))
+    for row in rows:
+        values[row["mode"]][row["metric"]].append(float(row["value"]))
+    return values
+
+
 def summarize(rows: Sequence[Row], batch: int) -> list[dict[str, str]]:
     """One line per mode: milliseconds, and ratios of means to plain training and to the published step.
 
@@ -24,9 +32,7 @@ def summarize(rows: Sequence[Row], batch: int) -> list[dict[str, str]]:
 
     `less state`: the peak memory that a step adds to weights, momentum and images, over that of CT.
     """
-    values: Values = defaultdict(lambda: defaultdict(list))
-    for row in rows:
-        values[row["mode"]][row["metric"]].append(float(row["value"]))
+    values = by_mode(rows)
     device = str(rows[0]["device"])
     rate = next((rate for name, rate in _MATRIX_RATES.items() if name in device), math.nan)
     return [_line(values, mode, batch, rate) for mode in values]

@@ -11,7 +11,7 @@ from statistics import median
 from .growth import CURVES
 from .plots import METRICS, spread, studies
 from .rows import read
-from .summary import Values, mean
+from .summary import Values, by_mode, mean
 
 _STEPS = {
     "ct": "common training",
@@ -46,9 +46,7 @@ _GROWTH = {
 
 def step_table(path: Path) -> list[list[str]]:
     """Ratios of means over draws, from a file of `bench step`."""
-    values: Values = defaultdict(lambda: defaultdict(list))
-    for row in read(path):
-        values[row["mode"]][row["metric"]].append(float(row["value"]))
+    values = by_mode(read(path))
     header = ["step", "seconds over CT's", "naive's seconds over its", "FLOPs over CT's"]
     header.append("peak memory over CT's, worst draw")
     lines = [header, ["---"] * len(header)]
