@@ -1,8 +1,9 @@
-"""`python -m bench data DIR`: the training pipeline against torch's DataLoader, and what a step waits for it.
+"""`python -m bench data DIR`: the training pipeline against torch's DataLoader.
 
-Images per CPU-second (all threads and processes) and per second, of this project's pipeline, torchvision v2
-on tensors and PIL, for each stage: decode; + random resized crop, flip and normalization; + colour jitter and
-lighting; + downscaled batch. Each measurement is a process of its own.
+Images per CPU-second (all threads and processes) and per second, of this project's pipeline (with the exact
+colour jitter, and with the folded one), torchvision v2 on tensors and PIL, for each stage: decode; + random
+resized crop, flip and normalization; + colour jitter and lighting; + downscaled batch. Each measurement is a
+process of its own.
 """
 
 from __future__ import annotations
@@ -39,9 +40,12 @@ from .summary import table
 from .torch_loaders import batches
 
 COLUMNS = ("bench", "loader", "stage", "crop", "side", "batch", "metric", "value", "unit", "round", *PLACE)
-LOADERS = ("dali", "torchvision", "pil")
+OURS = ("dali", "dali-folded")
+"""This project's pipeline, with the exact colour jitter and with the folded one (`data.colour`)."""
+LOADERS = (*OURS, "torchvision", "pil")
 """This project's pipeline, and torch's DataLoader on tensors and on PIL images."""
-STAGES = ("decode", "crop", "colour", "small")
+COLOURED = ("colour", "small")
+STAGES = ("decode", "crop", *COLOURED)
 """What is done, each with all before it."""
 
 
@@ -137,6 +141,7 @@ def _jobs(options: argparse.Namespace, device: torch.device) -> list[Job]:
         Job(loader, stage, *shared)
         for stage in stages
         for loader in chosen("--loaders", options.loaders, LOADERS)
+        if loader != "dali-folded" or stage in COLOURED  # before, nothing differs
     ]
 
 
@@ -154,7 +159,7 @@ def _apart(job: Job) -> tuple[float, float]:
 
 def measure_job(job: Job) -> tuple[float, float]:
     """Images per second and per CPU-second (this process and its children), after two batches of warm-up."""
-    run = _dali if job.loader == "dali" else _torch
+    run = _dali if job.loader in OURS else _torch
     images, seconds, cpu = run(job)
     return images / seconds, images / cpu
 
@@ -168,7 +173,9 @@ def _cpu_seconds() -> float:
 def _data(job: Job) -> Data:
     """The recipe's augmentation, up to the job's stage."""
     data = Data(train=job.images, crop=job.crop, val_crop=job.crop, val_resize=job.crop)
-    return data if job.stage in ("colour", "small") else replace(data, jitter=0.0, lighting=0.0)
+    if job.stage not in COLOURED:
+        return replace(data, jitter=0.0, lighting=0.0)
+    return replace(data, colour="folded") if job.loader == "dali-folded" else data
 
 
 def _torch(job: Job) -> tuple[int, float, float]:
@@ -261,15 +268,15 @@ def _summary(rows: Rows) -> list[dict[str, str]]:
             "loader": f"{stage}: {loader}",
             "images/s": f"{medians[stage, loader, 'rate']:.1f}",
             "images/CPU s": f"{medians[stage, loader, 'per_cpu_second']:.1f}",
-            "dali over it": f"{_gain(medians, stage, loader):.2f}",
+            **{f"{ours} over it": _gain(medians, stage, loader, ours) for ours in OURS},
         }
         for stage, loader in dict.fromkeys((stage, loader) for stage, loader, _ in medians)
     ]
 
 
-def _gain(medians: dict[tuple[str, str, str], float], stage: str, loader: str) -> float:
-    ours = medians.get((stage, "dali", "per_cpu_second"), float("nan"))
-    return ours / medians[stage, loader, "per_cpu_second"]
+def _gain(medians: dict[tuple[str, str, str], float], stage: str, loader: str, ours: str) -> str:
+    own = medians.get((stage, ours, "per_cpu_second"))
+    return "-" if own is None else f"{own / medians[stage, loader, 'per_cpu_second']:.2f}"
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -241,7 +240,7 @@ def train_one(job: Job, train: ResidentImages, test: ResidentImages) -> Result |
         if time.time() > job.deadline:
             return None
         if os.getpid() != job.parent and os.getppid() != job.parent:
-            sys.exit(f"{job.method}, seed {job.seed}: the study has ended")  # its state is kept
+            os._exit(os.EX_TEMPFAIL)  # the study has ended; an exception would leave a pool's worker waiting
         for index, batch in enumerate(loader.epoch(epoch)):
             last = step(
                 batch.images,

@@ -82,19 +82,25 @@ def checks_table(folder: Path) -> list[list[str]]:
 
 
 def data_table(folder: Path) -> list[list[str]]:
-    """Images per CPU-second of each stage, and this project's pipeline over the others."""
-    values: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    """Images per CPU-second of each stage, and this project's pipelines over the others."""
+    values: dict[tuple[str, str], list[float]] = defaultdict(list)
     for row in read(folder / "data.csv"):
         if row["metric"] == "per_cpu_second":
-            values[row["stage"]][row["loader"]].append(float(row["value"]))
-    loaders = list(next(iter(values.values())))
-    ours, *others = loaders
-    header = ["images per CPU-second", *loaders, *(f"{ours} over {other}" for other in others)]
+            values[row["stage"], row["loader"]].append(float(row["value"]))
+    medians = {key: median(own) for key, own in values.items()}
+    names = dict.fromkeys(loader for _, loader in medians)
+    own = [loader for loader in names if loader.startswith("dali")]
+    others = [loader for loader in names if loader not in own]
+    loaders, pairs = own + others, [(ours, other) for ours in own for other in others]
+    header = ["images per CPU-second", *loaders, *(f"{ours} over {other}" for ours, other in pairs)]
     lines = [header, ["---"] * len(header)]
-    for stage, own in values.items():
-        medians = {loader: median(own[loader]) for loader in loaders}
-        gains = [f"{medians[ours] / medians[other]:.2f}" for other in others]
-        lines.append([stage, *(f"{medians[loader]:.0f}" for loader in loaders), *gains])
+    for stage in dict.fromkeys(stage for stage, _ in medians):
+        rates = [f"{medians[stage, loader]:.0f}" if (stage, loader) in medians else "-" for loader in loaders]
+        gains = [
+            f"{medians[stage, ours] / medians[stage, other]:.2f}" if (stage, ours) in medians else "-"
+            for ours, other in pairs
+        ]
+        lines.append([stage, *rates, *gains])
     return lines
 
 

@@ -68,11 +68,16 @@ def test_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         Image.fromarray(pixels).save(folder / f"{index}.jpg")
     path = tmp_path / "data.csv"
     options = ["--device", "cpu", "--crop", "96", "--batch", "4", "--batches", "2", "--rounds", "1"]
-    options += ["--stages", "decode,small", "--loaders", "dali,pil"]
+    options += ["--stages", "decode,small", "--loaders", "dali,dali-folded,pil"]
     assert main(["data", str(tmp_path / "images"), *options, "-o", str(path)]) == 0
     rows = read(path)
-    assert len(rows) == 2 * 2 * 2  # stages, loaders, metrics
-    assert {row["loader"] for row in rows} == {"dali", "pil"}
+    assert [(row["stage"], row["loader"]) for row in rows[::2]] == [
+        ("decode", "dali"),  # which has no colours to fold
+        ("decode", "pil"),
+        ("small", "dali"),
+        ("small", "dali-folded"),
+        ("small", "pil"),
+    ]
     assert all(float(row["value"]) > 0 for row in rows)
     assert {row["side"] for row in rows if row["stage"] == "small"} == {"96"}
     assert "small: dali" in capsys.readouterr().out
