@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -45,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         _dispatch(arguments[0], arguments[1:])
         sys.stdout.flush()
     except RunError as error:
-        _fail(str(error), error.exit_status)
+        _fail(str(error), error.exit_status, everywhere=error.everywhere)
     except KeyboardInterrupt:
         _fail("interrupted", INTERRUPTED)
     except BrokenPipeError:  # the reader of our output has gone: `| head`
@@ -73,8 +74,8 @@ def _dispatch(command: str, rest: list[str]) -> None:
     commands[command](rest)
 
 
-def _fail(message: str, status: int) -> None:
-    if int(os.environ.get("RANK", 0)) == 0:
+def _fail(message: str, status: int, everywhere: bool = True) -> None:
+    if int(os.environ.get("RANK", 0)) == 0 or not everywhere:
         print(f"fasttrain: {message}", file=sys.stderr)
     sys.exit(status)
 
@@ -228,6 +229,7 @@ def _data(rest: list[str]) -> None:
         raise ConfigError(
             f"data {' '.join(rest)}; allowed: data check DIR, data pack DIR_OR_MANIFEST -o DIR, data demo DIR"
         )
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # tidy up as after Ctrl-C
     commands[rest[0]](rest[1:])
 
 
@@ -246,11 +248,13 @@ def _check_data(rest: list[str]) -> None:
 
 def _pack_data(rest: list[str]) -> None:
     options = tyro.cli(_Pack, prog="fasttrain data pack", args=rest)
-    if options.resize_shorter < 0 or not 1 <= options.quality <= 95 or options.shuffle < 0:
-        raise ConfigError(
-            f"--resize-shorter {options.resize_shorter} --quality {options.quality} --shuffle "
-            f"{options.shuffle}; allowed: at least 0, 1 to 95, at least 0"
-        )
+    for name, value, low, high in (
+        ("--resize-shorter", options.resize_shorter, 0, 65_500),  # a JPEG's longest side
+        ("--quality", options.quality, 1, 95),
+        ("--shuffle", options.shuffle, 0, 2**31 - 1),
+    ):
+        if not low <= value <= high:
+            raise ConfigError(f"{name} is {value}; allowed: {low} to {high}")
     from .data import pack_data
     from .pipelines.pack import Reencoding
 

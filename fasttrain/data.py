@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from .errors import ConfigError, DataError
 from .pipelines.check import Check, Listing, check, list_images
-from .pipelines.folder import is_remote
+from .pipelines.folder import SUFFIXES, ignored, is_remote
 from .pipelines.manifest import Manifest
 from .pipelines.pack import Reencoding, pack
 
@@ -39,15 +39,17 @@ def check_data(
         raise ConfigError(
             "--leave-out-bad without -o; allowed: with -o FILE, the manifest that leaves them out"
         )
-    if output is not None and not output.parent.is_dir():
+    if output is not None and (not output.parent.is_dir() or (output.exists() and not output.is_file())):
         raise ConfigError(f"-o is {output}; allowed: a file in a folder that exists")
+    if root and output is None:
+        raise ConfigError(f"--root is {root} without -o; allowed: with -o FILE, the manifest that names it")
     listing = list_images(source, _read_classes(classes))
-    if root and (not is_remote(root) or listing.images.members is not None):
+    if root and (not is_remote(root) or root == "s3://" or listing.images.members is not None):
         raise ConfigError(f"--root is {root}; allowed: s3://BUCKET/FOLDER, for files that are not in tars")
     console = Console(soft_wrap=True, highlight=False)
     journal = None if output is None else output.with_name(output.name + ".part")
     done = _check(listing, console, journal)
-    _report(done, console)
+    _report(done, listing, console)
     _refuse_bad(done.manifest, leave_out_bad)
     if output is None:
         return
@@ -68,7 +70,7 @@ def pack_data(source: Path, target: Path, *, shards: int, seed: int, reencoding:
     listing = list_images(source)
     if listing.manifest is None:
         done = _check(listing, console, None)
-        _report(done, console)
+        _report(done, listing, console)
         _refuse_bad(done.manifest, False)
         manifest = done.manifest
     else:
@@ -93,7 +95,7 @@ def _read_classes(path: Path | None) -> list[str] | None:
     if path is None:
         return None
     try:
-        names = [line.strip() for line in path.read_text().splitlines() if line.strip()]
+        names = [line.strip() for line in path.read_text("utf-8-sig").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"--classes {path} cannot be read: {error}") from None
     twice = [name for name, count in Counter(names).items() if count > 1]
@@ -103,7 +105,7 @@ def _read_classes(path: Path | None) -> list[str] | None:
     return names
 
 
-def _report(done: Check, console: Console) -> None:
+def _report(done: Check, listing: Listing, console: Console) -> None:
     manifest = done.manifest
     good, bad = manifest.records, manifest.left_out
     for fault in bad:
@@ -116,6 +118,12 @@ def _report(done: Check, console: Console) -> None:
     rotated = sum(each.orientation != 1 for each in good)
     if rotated:
         lines.append(f"{rotated} with an EXIF orientation, which training ignores: it takes images as stored")
+    others = ignored(listing.images) if listing.manifest is None else []
+    if others:
+        suffixes = ", ".join(SUFFIXES)
+        lines.append(
+            f"{len(others)} others ignored, the first: {others[0]}; images are CLASS/NAME with {suffixes}"
+        )
     resumed = f" ({done.resumed} of them before)" if done.resumed else ""
     lines.append(f"checked in {done.seconds:.1f} s{resumed}, {done.cores:.2f} cores busy")
     for line in lines:

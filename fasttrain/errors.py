@@ -7,6 +7,8 @@ class RunError(Exception):
     """Ends the run: the message names what was given and what is allowed; no traceback is shown."""
 
     exit_status = 1
+    everywhere = True
+    """Whether all processes of a run meet it, so that one of them tells it for all."""
 
 
 class ConfigError(RunError, ValueError):
@@ -19,6 +21,12 @@ class DataError(RunError):
     """Missing, empty or undecodable data."""
 
     exit_status = 3
+
+
+class ImageError(DataError):
+    """An image that cannot be read or decoded, which the process that takes it meets alone."""
+
+    everywhere = False
 
 
 class CheckpointError(RunError):

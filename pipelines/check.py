@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass, fields
 from itertools import islice
 from pathlib import Path
-from typing import Any, Self, TextIO, TypeVar
+from typing import Self, TextIO, TypeVar
 
 from fasttrain.errors import ConfigError, DataError
 
@@ -61,8 +61,9 @@ def list_images(source: Path, classes: Sequence[str] | None = None) -> Listing:
         ConfigError: classes given for something that has its own.
     """
     found = find_manifest(source)
+    if source.is_dir() and not any(source.glob("*.tar")):
+        found = None  # a folder's own manifest says nothing of files that came later, and may be damaged
     manifest = None if found is None else read_manifest(found)
-    # a folder's own manifest says nothing of files that came later
     if manifest is None or (source.is_dir() and not manifest.shards):
         images = scan(source, classes)
         return Listing(images, tuple(Place(images.path(index)) for index in range(len(images.files))))
@@ -149,7 +150,7 @@ class _Journal:
     def __init__(self, path: Path | None, root: str) -> None:
         self._path = path
         self._head = json.dumps({"fasttrain_check": 1, "root": os.path.abspath(root)}) + "\n"
-        self._past: dict[str, dict[str, Any]] = {}
+        self._past: dict[str, tuple[list[int], Finding]] = {}
         self._stamps: dict[str, list[int]] = {}
         self._file: TextIO | None = None
 
@@ -176,9 +177,9 @@ class _Journal:
     def _load(self, lines: Iterable[str]) -> list[str]:
         whole: list[str] = []
         for line in lines:
-            with suppress(ValueError):
+            with suppress(ValueError, KeyError, TypeError):
                 entry = json.loads(line)
-                self._past[entry.pop("path")] = entry
+                self._past[entry["path"]] = entry["stamp"], Finding(**entry["finding"])
                 whole.append(line)
         return whole
 
@@ -192,10 +193,9 @@ class _Journal:
             return None
         # taken before the image is read: a change meanwhile shows the next time
         self._stamps[path] = stamp = [status.st_size, status.st_mtime_ns]
-        past = self._past.get(path)
-        if past is None or past["stamp"] != stamp:
+        past, finding = self._past.get(path, (None, None))
+        if finding is None or past != stamp:
             return None
-        finding = Finding(**past["finding"])
         return finding if place.sha256 in ("", finding.sha256) else None
 
     def keep(self, path: str, finding: Finding) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from nvidia.dali import Pipeline, fn
 
-from .folder import ImageFolder
+from .folder import ImageFolder, is_remote
 from .graphs import decode
 from .sources import Source, source_of
 
@@ -21,13 +21,16 @@ def find_undecodable(folder: ImageFolder, indices: Sequence[int], threads: int =
         reason = folder.fault(index)
         if reason:
             return folder.path(index), reason
+    why = "cannot be decoded: it is damaged or no image"
+    if is_remote(folder.root):
+        why = "cannot be read or decoded (the store is named and unlocked by the AWS_* variables)"
     source = source_of(folder, threads)
     for start in range(0, len(indices), _CHUNK):
         chunk = indices[start : start + _CHUNK]
         if not _decodes(source, chunk, threads):
             for index in chunk:
                 if not _decodes(source, [index], 1):
-                    return folder.path(index), "cannot be decoded: it is damaged or no image"
+                    return folder.path(index), why
     return None
 
 

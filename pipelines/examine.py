@@ -53,9 +53,11 @@ class Place:
         try:
             size = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape").size
         except tarfile.HeaderError as error:
-            raise ValueError(f"has no header in its tar ({error})") from None
-        if size != self.size or len(contents) < size:
-            raise ValueError(f"has {min(size, len(contents))} bytes in its tar, not {self.size}")
+            raise ValueError(f"has no header in its tar, {self.file} ({error})") from None
+        if size != self.size:
+            raise ValueError(f"has {size} bytes in its tar, {self.file}, not {self.size}")
+        if len(contents) < size:
+            raise ValueError(f"is not whole: its tar, {self.file}, ends before it does")
         return contents
 
 
@@ -114,7 +116,8 @@ def _look(place: Place) -> tuple[bytes, Finding]:
     try:
         data = place.read()
     except OSError as error:
-        return b"", Finding(f"cannot be read: {(error.strerror or str(error)).lower()}")
+        tar = f" in {place.file}" if place.offset >= 0 else ""
+        return b"", Finding(f"cannot be read{tar}: {(error.strerror or str(error)).lower()}")
     except ValueError as error:
         return b"", Finding(str(error))
     if not data:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -146,6 +147,10 @@ def scan(root: str | Path, classes: Sequence[str] | None = None) -> ImageFolder:
 
 
 def _class_folders(root: str) -> list[str]:
+    if not os.path.exists(root) and re.match("[a-z0-9]+:/", root):
+        raise DataError(
+            f"{root!r} is an address; allowed: s3:// by a manifest (data check DIR -o FILE --root s3://...)"
+        )
     if not os.path.exists(root):
         raise DataError(
             f"image folder {root!r} does not exist; give a folder with one folder per class, or a manifest"
@@ -154,7 +159,11 @@ def _class_folders(root: str) -> list[str]:
         raise DataError(f"image folder {root!r} is not a folder; give a folder with one folder per class")
     try:
         with os.scandir(root) as entries:
-            names = sorted(entry.name for entry in entries if entry.name[0] != "." and entry.is_dir())
+            seen = [entry for entry in entries if entry.name[0] != "."]
+            names = sorted(entry.name for entry in seen if _is_folder(entry))
+            for entry in seen:
+                if entry.is_symlink() and not os.path.exists(entry.path):  # a class may be behind it
+                    raise DataError(f"{entry.path} is a link that leads nowhere; mend or remove it")
     except OSError as error:
         raise DataError(f"image folder {root!r} cannot be read: {error.strerror}") from None
     if not names:
@@ -169,11 +178,45 @@ def _images(folder: str) -> Iterator[str]:
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
-                looks_right = entry.name[0] != "." and entry.name.lower().endswith(SUFFIXES)
-                if looks_right and not _is_folder(entry):
-                    yield entry.name
+                if not _looks_like_an_image(entry):
+                    continue
+                if _is_device(entry):  # reading it may never end
+                    raise DataError(f"image {entry.path} is a pipe or a device; remove it")
+                yield entry.name
     except OSError as error:
         raise DataError(f"class folder {folder!r} cannot be read: {error.strerror}") from None
+
+
+def ignored(images: ImageFolder) -> list[str]:
+    """What `scan` passed over, relative paths, sorted: images outside of the class folders, all else within.
+
+    Raises:
+        DataError: a folder cannot be read.
+    """
+    found: list[str] = []
+    for folder in ("", *images.classes):
+        try:
+            with os.scandir(os.path.join(images.root, folder)) as entries:
+                found += [
+                    os.path.join(folder, entry.name)
+                    for entry in entries
+                    # images belong into class folders, and nothing else does
+                    if entry.name[0] != "." and _looks_like_an_image(entry) != bool(folder)
+                ]
+        except OSError as error:
+            raise DataError(f"folder {images.root}/{folder} cannot be read: {error.strerror}") from None
+    return sorted(found)
+
+
+def _looks_like_an_image(entry: os.DirEntry[str]) -> bool:
+    return entry.name[0] != "." and entry.name.lower().endswith(SUFFIXES) and not _is_folder(entry)
+
+
+def _is_device(entry: os.DirEntry[str]) -> bool:
+    try:
+        return not entry.is_file() and os.path.exists(entry.path)
+    except OSError:  # a loop of links
+        return False
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

@@ -25,7 +25,7 @@ from . import draws
 from .batch import Batch
 from .folder import ImageFolder
 from .graphs import eval_graph, train_graph
-from .state import check_fingerprint
+from .state import check_fingerprint, read_position
 from .stream import Feed, Stream
 
 MAX_THREADS = 16
@@ -102,10 +102,11 @@ class TrainLoader:
         """Stand where the recorded loader stood: `epoch(*position)` gives the batches that came next there.
 
         Raises:
-            CheckpointError: it loaded something else (see `state.check_fingerprint`).
+            CheckpointError: it loaded something else, or is no loader's (see `state`).
         """
-        check_fingerprint(self.fingerprint, state["fingerprint"])
-        self._next = int(state["epoch"]) * self.steps_per_epoch + int(state["step"])
+        check_fingerprint(self.fingerprint, state)
+        epoch, step = read_position(state, self.steps_per_epoch)
+        self._next = epoch * self.steps_per_epoch + step
 
     @cached_property
     def fingerprint(self) -> dict[str, Any]:

@@ -11,12 +11,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from itertools import repeat
+from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import numpy as np
 
@@ -29,6 +31,7 @@ NAME = "manifest.jsonl"
 """A folder that holds a file of this name is read by it."""
 
 _STAT_THREADS = 16
+_LARGEST = 2**62  # bytes of a file, far above any
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +124,7 @@ class Manifest:
         # not asdict, which takes minutes for millions
         lines = [_line({name: getattr(each, name) for name in names}) for each in self.records]
         text = [_line(header | {"sha256": _digest(header, lines)}), *lines]
-        temporary = path.with_name(f".{path.name}.tmp")
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
             with temporary.open("w") as file:
                 file.writelines(text)
@@ -138,7 +141,7 @@ def read_manifest(path: Path) -> Manifest:
     """A manifest, as written.
 
     Raises:
-        DataError: it cannot be read, is none, is of another version, or was changed since.
+        DataError: it cannot be read, is none, is of another version, was changed since, or cannot be right.
     """
     try:
         with path.open(encoding="utf-8") as file:
@@ -147,7 +150,7 @@ def read_manifest(path: Path) -> Manifest:
         version = header["fasttrain_manifest"]
     except OSError as error:
         raise DataError(f"manifest {path} cannot be read: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise DataError(
             f"{path} is no manifest; give one that `fasttrain data check DIR -o FILE` wrote, or a folder"
         ) from None
@@ -155,22 +158,16 @@ def read_manifest(path: Path) -> Manifest:
         raise DataError(f"manifest {path} is of version {version}; allowed: {VERSION}")
     if header.pop("sha256", None) != _digest(header, lines):
         raise DataError(f"manifest {path} was changed or cut off after it was written; make it anew")
-    records = tuple(Record(**json.loads(line)) for line in lines)
-    _check_paths(path, [*header["shards"], *(each.path for each in records)])
-    return Manifest(
-        root=header["root"] if is_remote(header["root"]) else os.path.normpath(path.parent / header["root"]),
-        classes=tuple(header["classes"]),
-        records=records,
-        left_out=tuple(Fault(**fault) for fault in header["left_out"]),
-        shards=tuple(header["shards"]),
-    )
+    manifest = _read_header(path, header)
+    return replace(manifest, records=_read_records(path, lines, manifest))
 
 
 def find_manifest(path: str | Path) -> Path | None:
     """The manifest that a path names: itself, or in the folder it is."""
     given = Path(path)
     inside = given / NAME
-    return given if given.is_file() else inside if inside.is_file() else None
+    # os.path's answer to names that are too long, or in closed folders, is no, where pathlib raises
+    return given if os.path.isfile(given) else inside if os.path.isfile(inside) else None
 
 
 def open_images(path: str | Path, classes: Sequence[str] | None = None) -> ImageFolder:
@@ -247,6 +244,77 @@ def _digest(header: dict[str, Any], lines: Iterable[str]) -> str:
     for line in lines:
         digest.update(line.encode())
     return digest.hexdigest()
+
+
+def _read_header(path: Path, header: dict[str, Any]) -> Manifest:
+    """The manifest without its records."""
+    try:
+        root, classes, shards = (header[name] for name in ("root", "classes", "shards"))
+        left_out = tuple(Fault(**fault) for fault in header["left_out"])
+        texts = [
+            root,
+            *classes,
+            *shards,
+            *(text for fault in left_out for text in (fault.path, fault.reason)),
+        ]
+        fits = isinstance(classes, list) and isinstance(shards, list) and all(map(_is_text, texts))
+    except (KeyError, TypeError):
+        fits = False
+    if not fits:
+        raise DataError(f"manifest {path} has a wrong header; allowed: as `fasttrain data check` writes it")
+    for names in (classes, shards):
+        _check_once(path, names)
+    _check_paths(path, shards)
+    root = root if is_remote(root) else os.path.normpath(path.parent / root)
+    return Manifest(root, tuple(classes), (), left_out, tuple(shards))
+
+
+_NAMES, _TYPES = zip(*get_type_hints(Record).items(), strict=True)
+_VALUES = attrgetter(*_NAMES)
+
+
+def _read_records(path: Path, lines: Sequence[str], header: Manifest) -> tuple[Record, ...]:
+    records: list[Record] = []
+    for number, line in enumerate(lines, 2):
+        try:
+            record = Record(**json.loads(line))
+        except (ValueError, TypeError, RecursionError):
+            raise DataError(f"manifest {path}, line {number}, is no image's; make it anew") from None
+        fault = _record_fault(record, header)
+        if fault:
+            raise DataError(f"manifest {path}, line {number}: {fault}")
+        records.append(record)
+    _check_paths(path, (each.path for each in records))
+    _check_once(path, [each.path for each in records])
+    return tuple(records)
+
+
+def _record_fault(record: Record, header: Manifest) -> str:
+    """What cannot be right about an image's line, or an empty string."""
+    values = _VALUES(record)
+    if tuple(map(type, values)) != _TYPES:
+        each = zip(_TYPES, _NAMES, values, strict=True)
+        kind, name, value = next(entry for entry in each if type(entry[2]) is not entry[0])
+        return f"{name} is {value!r}; allowed: a value of type {kind.__name__}"
+    if not 0 <= record.label < len(header.classes):
+        return f"label is {record.label}; allowed: 0 to {len(header.classes) - 1}, an index into the classes"
+    if not (0 <= record.shard < len(header.shards) or (record.shard == -1 and not header.shards)):
+        return (
+            f"shard is {record.shard}; allowed: an index into the {len(header.shards)} shards, or -1 for none"
+        )
+    if not (0 < record.bytes < _LARGEST and 0 <= record.offset < _LARGEST):
+        return f"bytes is {record.bytes}, offset {record.offset}; allowed: sizes of files"
+    return "" if _is_text(record.path) else f"path is {record.path!r}; allowed: a file's name"
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and value != "" and "\0" not in value
+
+
+def _check_once(manifest: Path, names: Sequence[str]) -> None:
+    if len(set(names)) < len(names):
+        name, count = Counter(names).most_common(1)[0]
+        raise DataError(f"manifest {manifest} names {name!r} {count} times; allowed: once")
 
 
 def _check_paths(manifest: Path, names: Iterable[str]) -> None:

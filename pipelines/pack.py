@@ -142,11 +142,15 @@ def _load(
 def _prepare(reencoding: Reencoding | None, record: Record, place: Place, name: str) -> tuple[Record, bytes]:
     try:
         data = place.read()
-    except (OSError, ValueError) as error:
-        raise DataError(f"image {name} cannot be read: {error}") from None
+    except OSError as error:
+        raise DataError(f"image {name} cannot be read: {(error.strerror or str(error)).lower()}") from None
+    except ValueError as error:
+        raise DataError(f"image {name} {error}") from None
     if hashlib.sha256(data).hexdigest() != record.sha256:
         raise DataError(f"image {name} has other bytes than its manifest says; check the data again")
-    if reencoding is None or min(record.width, record.height) <= reencoding.shorter:
+    # Pillow's RGB of deeper pixels is cut off where DALI scales it
+    deep = record.colour.startswith(("I", "F"))
+    if reencoding is None or deep or min(record.width, record.height) <= reencoding.shorter:
         return record, data
     scale = reencoding.shorter / min(record.width, record.height)
     size = (round(scale * record.width), round(scale * record.height))

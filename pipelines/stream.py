@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from nvidia.dali import Pipeline, fn, pipeline_def, types
 from nvidia.dali.pipeline import do_not_convert
 
-from fasttrain.errors import DataError
+from fasttrain.errors import ImageError
 
 from .decode_check import find_undecodable
 from .folder import ImageFolder
@@ -113,7 +113,7 @@ class Stream:
         """The outputs of a run as tensors that share DALI's memory and keep it.
 
         Raises:
-            DataError: an image of the prefetched runs cannot be decoded.
+            ImageError: an image of the prefetched runs cannot be decoded.
         """
         if self._pipeline is None or run != self.next:
             self._build(run)
@@ -156,9 +156,9 @@ class Stream:
             return [torch.from_dlpack(output.as_tensor()) for output in outputs]
 
     def _blame(self, runs: range) -> None:
-        """Raises DataError if an image of these runs is to blame."""
+        """Raises ImageError if an image of these runs is to blame."""
         images = dict.fromkeys(index for run in runs for index in self._feed(run).images.tolist())
         found = find_undecodable(self._folder, list(images))
         if found is not None:
             path, reason = found
-            raise DataError(f"image {path} {reason}; replace or remove it") from None
+            raise ImageError(f"image {path} {reason}; replace or remove it") from None

@@ -5,11 +5,13 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -36,7 +38,7 @@ class Workers:
         # Not forked from this process, whose threads and libraries would not survive it.
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload([preload])
-        self._pool = ProcessPoolExecutor(self.count, context, initializer=_leave_interrupts_to_the_parent)
+        self._pool = ProcessPoolExecutor(self.count, context, initializer=_follow_the_parent)
         self._cpu: dict[int, float] = {}
 
     def __enter__(self) -> Self:
@@ -61,7 +63,8 @@ class Workers:
         waiting: deque[Future[Any]] = deque()
         try:
             for task in tasks:
-                waiting.append(self._pool.submit(_timed, function, task))
+                with _uninterrupted():
+                    waiting.append(self._pool.submit(_timed, function, task))
                 if len(waiting) > _AHEAD * self.count:
                     yield self._take(waiting.popleft())
             while waiting:
@@ -80,5 +83,37 @@ def _timed(function: Callable[[Any], Any], task: Any) -> tuple[int, float, Any]:
     return os.getpid(), time.process_time(), result
 
 
-def _leave_interrupts_to_the_parent() -> None:
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Hold signals to end back: a pool that is interrupted while it starts a process waits for ever.
+
+    The process inherits the mask, so that a terminal's Ctrl-C, which goes to all, does not meet it early.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals come to the main thread alone
+        return
+    held: list[int] = []
+    ends = (signal.SIGINT, signal.SIGTERM)
+    handlers = {each: signal.signal(each, lambda number, frame: held.append(number)) for each in ends}
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        for each, handler in handlers.items():
+            signal.signal(each, handler or signal.SIG_DFL)
+        for number in held:
+            signal.raise_signal(number)
+
+
+def _follow_the_parent() -> None:
+    """Leave interrupts to it, and end when it was killed: the pool's queue would be waited on for ever."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_the_parent, daemon=True).start()
+
+
+def _end_with_the_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(os.EX_TEMPFAIL)

@@ -14,6 +14,7 @@ from types import ModuleType
 import pytest
 
 from fasttrain.cli import main
+from fasttrain.errors import DataError, ImageError
 from fasttrain.recipes import RECIPES
 
 ROOT = Path(__file__).parent.parent
@@ -56,10 +57,17 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, 
         ("data check /nowhere --leave-out-bad", 2, "--leave-out-bad without -o"),
         ("data check /nowhere -o /nowhere/at/all", 2, "allowed: a file in a folder that exists"),
         ("data check /nowhere --classes /none", 2, "--classes /none cannot be read"),
-        ("data check /nowhere --root gs://x", 3, "does not exist"),
+        ("data check /nowhere --root s3://x", 2, "--root is s3://x without -o"),
+        ("data check /nowhere -o .", 2, "-o is .; allowed: a file"),
+        ("data check /nowhere -o /dev/null", 2, "-o is /dev/null; allowed: a file"),
         ("data pack /nowhere", 2, "--output"),
         ("data pack /nowhere -o /x --shards 1", 3, "'/nowhere' does not exist"),
-        ("data pack /nowhere -o /x --shards 1 --quality 96", 2, "--quality 96"),
+        ("data pack /nowhere -o /x --shards 1 --quality 96", 2, "--quality is 96; allowed: 1 to 95"),
+        (
+            "data pack /nowhere -o /x --shards 1 --shuffle 9999999999",
+            2,
+            "--shuffle is 9999999999; allowed: 0 to",
+        ),
         ("demo --fast", 2, "allowed: demo [DIR]"),
         ("doctor now", 2, "takes no arguments"),
         ("evaluate", 2, "RUN"),
@@ -85,6 +93,19 @@ def test_a_real_process_says_one_line_and_exits(tmp_path: Path) -> None:
     assert len(result.stderr.strip().splitlines()) == 1
     assert str(tmp_path) in result.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("error", "told"), [(DataError, False), (ImageError, True)])
+def test_what_one_process_meets_is_told_by_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: type[DataError], told: bool
+) -> None:
+    def meet(path: Path) -> None:
+        raise error("image x cannot be decoded")
+
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setattr("fasttrain.demo.run_demo", meet)
+    status, _, err = run(capsys, "demo")
+    assert (status, "image x" in err) == (3, told)
 
 
 def test_recipes_and_show(capsys: pytest.CaptureFixture[str]) -> None:

@@ -182,6 +182,50 @@ def test_an_interrupted_command_goes_on(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["m.jsonl", "many"]
 
 
+def test_a_killed_command_leaves_no_process(images: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "fasttrain", "data", "check", str(images / "train"), "-o", "m.jsonl"]
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, start_new_session=True)
+
+    def left() -> list[str]:
+        found = subprocess.run(["ps", "-o", "pid=", "-s", str(process.pid)], capture_output=True, text=True)
+        return found.stdout.split()
+
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and len(left()) < 4:  # itself, resource tracker, fork server, a worker
+        time.sleep(0.01)
+    process.kill()
+    process.communicate(timeout=60)
+    while time.monotonic() < deadline and left():
+        time.sleep(0.1)
+    assert left() == []
+
+
+def test_an_ended_pack_leaves_no_files(images: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "fasttrain", "data", "pack", str(images / "train"), "-o", "out"]
+    before = sorted(tmp_path.iterdir())
+    process = subprocess.Popen(
+        [*command, "--shards", "1"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    while process.poll() is None and not list(tmp_path.glob(".out-*")):
+        time.sleep(0.001)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (130, "fasttrain: interrupted\n")
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_list_of_classes_may_start_with_a_mark(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "classes").write_text("\ufeffclass2\r\n\r\nclass0\r\nclass1", "utf-8")
+    options = ("--classes", str(tmp_path / "classes"), "-o", str(tmp_path / "m.jsonl"))
+    (images / "val" / "class0" / "notes.txt").touch()
+    status, out, err = run(capsys, "data", "check", str(images / "val"), *options)
+    assert (status, err) == (0, "")
+    assert "1 others ignored, the first: class0/notes.txt; images are CLASS/NAME with .jpg, " in out
+    assert read_manifest(tmp_path / "m.jsonl").classes == ("class2", "class0", "class1")
+
+
 def test_the_commands_import_neither_torch_nor_dali(images: Path) -> None:
     words = f"['data', 'check', {str(images / 'val')!r}]"
     code = (

@@ -6,7 +6,9 @@ import hashlib
 import os
 import re
 import shutil
+import signal
 from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from fasttrain.errors import ConfigError, DataError
 from fasttrain.pipelines.check import check, list_images
 from fasttrain.pipelines.folder import ImageFolder, scan
 from fasttrain.pipelines.loader import train_loader
+from fasttrain.pipelines.workers import Workers
 
 from .conftest import smooth_noise
 
@@ -217,7 +220,7 @@ def test_an_interrupted_check_goes_on_where_it_was(many: ImageFolder, tmp_path: 
     kept = len(journal.read_text().splitlines()) - 1
     assert 100 <= kept < 300
     with journal.open("a") as file:  # killed while it wrote
-        file.write('{"path": "class1/0')
+        file.write('[]\n{"path": "class1/00001.JPEG", "stamp": 1}\n{"path": "class1/0')
     done = check(list_images(Path(many.root)), journal=journal)
     assert (done.resumed, done.manifest) == (kept, whole)
     again = check(list_images(Path(many.root)), journal=journal)
@@ -276,3 +279,26 @@ def test_a_packed_folder_has_its_own_classes(packed: ImageFolder) -> None:
 def test_a_journal_that_cannot_be_written_is_named(photos: ImageFolder, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"cannot keep the check's progress in .*none"):
         check(list_images(Path(photos.root)), journal=tmp_path / "none" / "journal")
+
+
+def test_a_damaged_manifest_in_the_folder_is_made_anew(photos: ImageFolder, tmp_path: Path) -> None:
+    shutil.copytree(photos.root, tmp_path / "copy")
+    (tmp_path / "copy" / "manifest.jsonl").write_text("damaged")
+    assert len(check(list_images(tmp_path / "copy")).manifest.records) == 47
+
+
+def test_an_interruption_waits_for_a_process_to_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    started = []
+    with Workers(preload="fasttrain.pipelines.examine", count=1) as workers:
+        submit = workers._pool.submit
+
+        def interrupted(*task: Any) -> Future[Any]:
+            signal.raise_signal(signal.SIGINT)
+            started.append(submit(*task))
+            return started[0]
+
+        monkeypatch.setattr(workers._pool, "submit", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            list(workers.map(abs, [-1]))
+    assert started[0].result()[2] == 1
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
 from fasttrain.errors import DataError
-from fasttrain.pipelines.folder import scan
+from fasttrain.pipelines.folder import ignored, scan
 
 pytestmark = pytest.mark.pipelines
 
@@ -63,3 +64,31 @@ def test_unusable_folders_are_named(tmp_path: Path, files: list[str], root: str,
     touch(tmp_path, *files)
     with pytest.raises(DataError, match=message):
         scan(tmp_path / root)
+
+
+def test_what_is_not_listed_is_told(tmp_path: Path) -> None:
+    root = touch(tmp_path, "a/1.jpg", "a/2.jfif", "a/deep/3.jpg", "a/.hidden", "top.jpg", "manifest.jsonl")
+    images = scan(root)
+    assert images.files == ("a/1.jpg",)
+    assert ignored(images) == ["a/2.jfif", "a/deep", "top.jpg"]
+
+
+@pytest.mark.parametrize("target", ["gone", "lost"])
+def test_a_class_behind_a_broken_link_is_not_lost(tmp_path: Path, target: str) -> None:
+    root = touch(tmp_path, "a/1.jpg")
+    (root / "lost").symlink_to(target)  # to nothing, or to itself
+    with pytest.raises(DataError, match=r"/lost is a link that leads nowhere"):
+        scan(root)
+
+
+def test_a_pipe_is_not_waited_on(tmp_path: Path) -> None:
+    root = touch(tmp_path, "a/1.jpg")
+    os.mkfifo(root / "a" / "2.jpg")
+    with pytest.raises(DataError, match=r"image .*/a/2\.jpg is a pipe or a device"):
+        scan(root)
+
+
+@pytest.mark.parametrize("root", ["s3://bucket/train", "gs:/bucket/train"])
+def test_an_address_wants_a_manifest(root: str) -> None:
+    with pytest.raises(DataError, match="is an address; allowed: s3:// by a manifest"):
+        scan(root)

@@ -305,3 +305,14 @@ def test_a_state_of_other_images_or_another_dali_is_refused(photos: ImageFolder,
         train(DATA, photos).load_state_dict(state)
     threads = train(dataclasses.replace(DATA, threads=1, prefetch=3), photos)
     threads.load_state_dict(train(DATA, photos).state_dict())  # they decide no batch
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"step": 5}, {"step": -1}, {"epoch": -1}, {"step": 1.0}, {"epoch": None}, {"fingerprint": None}],
+)
+def test_a_state_that_no_loader_wrote_is_refused(photos: ImageFolder, changes: dict[str, object]) -> None:
+    loader = train(DATA, photos)
+    with pytest.raises(CheckpointError, match=f"cannot go on in the data: the state.*{next(iter(changes))}"):
+        loader.load_state_dict(loader.state_dict() | changes)
+    assert loader.position == (0, 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
 import shutil
@@ -90,6 +91,16 @@ def edited(written: Path, line: int, **changes: object) -> Path:
     return written
 
 
+def sealed(written: Path) -> Path:
+    """With the SHA-256 that another tool would give it."""
+    first, *lines = written.read_text().splitlines(keepends=True)
+    header = {name: value for name, value in json.loads(first).items() if name != "sha256"}
+    contents = (json.dumps(header) + "\n", *lines)
+    header["sha256"] = hashlib.sha256("".join(contents).encode()).hexdigest()
+    written.write_text("".join((json.dumps(header) + "\n", *lines)))
+    return written
+
+
 @pytest.mark.parametrize(
     ("line", "changes"), [(0, {"classes": ["a", "b", "c"]}), (0, {"root": "/"}), (7, {"label": 2})]
 )
@@ -121,6 +132,34 @@ def test_paths_out_of_the_root_are_refused(manifest: Manifest, tmp_path: Path, p
     dataclasses.replace(manifest, records=records).write(tmp_path / "m.jsonl")
     with pytest.raises(DataError, match=r"allowed: paths below its root"):
         open_images(tmp_path / "m.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"label": 3}, "line 9: label is 3; allowed: 0 to 2"),
+        ({"label": "1"}, "line 9: label is '1'; allowed: a value of type int"),
+        ({"bytes": 0}, "line 9: bytes is 0"),
+        ({"shard": 0}, "line 9: shard is 0; allowed: an index into the 0 shards"),
+        ({"path": "a\0b"}, "line 9: path is 'a"),
+        ({"path": "class0/000.jpg"}, "names 'class0/000.jpg' 2 times; allowed: once"),
+        ({"more": 1}, "line 9, is no image's"),
+    ],
+)
+def test_lines_that_cannot_be_right_are_named(
+    manifest: Manifest, written: Path, changes: dict[str, object], message: str
+) -> None:
+    with pytest.raises(DataError, match=rf"m\.jsonl,? {message}"):
+        open_images(sealed(edited(written, 8, **changes)))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"classes": "abc"}, {"classes": ["a", "a", "b"]}, {"root": None}, {"shards": 0}, {"left_out": [1]}],
+)
+def test_a_header_that_cannot_be_right_is_refused(written: Path, changes: dict[str, object]) -> None:
+    with pytest.raises(DataError, match=r"wrong header|names 'a' 2 times"):
+        open_images(sealed(edited(written, 0, **changes)))
 
 
 def test_missing_files_and_other_sizes_are_named(photos: ImageFolder, tmp_path: Path) -> None:

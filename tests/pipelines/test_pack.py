@@ -111,6 +111,15 @@ def test_large_images_are_made_smaller(tmp_path: Path) -> None:
         assert np.abs(np.asarray(small) - expected).mean() < 4
 
 
+def test_deep_pixels_are_not_cut_off(tmp_path: Path) -> None:
+    (tmp_path / "in" / "a").mkdir(parents=True)
+    deep = np.random.default_rng(0).integers(0, 2**16, (90, 90), np.uint16)
+    Image.fromarray(deep).save(tmp_path / "in" / "a" / "1.png")
+    source = check(list_images(tmp_path / "in")).manifest
+    packed = pack(source, tmp_path / "out", shards=1, seed=0, reencoding=Reencoding(64, 90))
+    assert packed.records[0].sha256 == source.records[0].sha256
+
+
 def test_bad_images_stay_left_out(photos: ImageFolder, tmp_path: Path) -> None:
     shutil.copytree(photos.root, tmp_path / "copy")
     (tmp_path / "copy" / photos.files[8]).write_bytes(b"")
@@ -162,7 +171,9 @@ def test_what_was_written_is_compared(
     [
         ("data", "has other bytes than its manifest says"),
         ("header", "has no header in its tar"),
-        ("end", r"has \d+ bytes in its tar, not \d+"),
+        ("end", r"is not whole: its tar, .*/0000\d\.tar, ends before it does"),
+        ("other", r"has \d+ bytes in its tar, .*/0000\d\.tar, not \d+"),
+        ("gone", r"cannot be read in .*/0000\d\.tar: no such file"),
     ],
 )
 def test_damage_in_a_tar_is_found(packed: ImageFolder, tmp_path: Path, harm: str, reason: str) -> None:
@@ -176,11 +187,17 @@ def test_damage_in_a_tar_is_found(packed: ImageFolder, tmp_path: Path, harm: str
         contents[offset + size // 2] ^= 1
     elif harm == "header":
         contents[offset - 500] ^= 1
+    elif harm == "other":
+        header = tarfile.TarInfo("x.jpg")
+        header.size = size + 1
+        contents[offset - 512 : offset] = header.tobuf(tarfile.USTAR_FORMAT)
     tar.write_bytes(contents[: offset + size - 5] if harm == "end" else contents)
+    if harm == "gone":
+        tar.unlink()
     done = check(list_images(tmp_path / "copy")).manifest
-    ((path, found),) = [(fault.path, fault.reason) for fault in done.left_out]
-    assert path == copy.files[last]
-    assert re.match(reason, found)
+    found = {fault.path: fault.reason for fault in done.left_out}
+    assert re.match(reason, found[copy.files[last]])
+    assert len(found) == 1 or harm == "gone"
 
 
 def test_a_taken_target_and_too_many_tars_are_refused(manifest: Manifest, tmp_path: Path) -> None:
