@@ -8,12 +8,14 @@ import re
 import shlex
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
 from fasttrain.cli import main
+from fasttrain.config import Data
 from fasttrain.errors import DataError, ImageError
 from fasttrain.recipes import RECIPES
 
@@ -172,6 +174,12 @@ def test_the_readmes_recipes_and_overrides_exist(capsys: pytest.CaptureFixture[s
     for words in shown:
         status, _, err = run(capsys, "show", *words[2:])
         assert status == 0, err
+
+
+def test_the_readmes_tables_hold_every_field_of_the_data() -> None:
+    rows = [line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("| `data.")]
+    named = {name.removeprefix("data.") for row in rows for name in re.findall(r"`([a-z.-]+)`", row)}
+    assert {field.name.replace("_", "-") for field in fields(Data)} <= named
 
 
 def test_the_readmes_data_commands_parse(
