@@ -68,6 +68,20 @@ def test_ranks_share_each_global_batch(images: int, drop_last: bool, world: int)
         assert [stop for _, stop in rows] == [(rank + 1) * size // world for rank in range(world)]
 
 
+@pytest.mark.parametrize("world", range(1, 9))
+@pytest.mark.parametrize("drop_last", [True, False])
+def test_no_image_is_repeated_where_shares_are_whole_batches(drop_last: bool, world: int) -> None:
+    """Where DALI's own reader gives a rank a batch of one image: images // world a multiple of the batch, and
+    images none of the world."""
+    batch, images = 3, 6 * world + 1
+    split = draws.Split(images=images, batch=batch, world=world, drop_last=drop_last)
+    order = draws.order(0, 1, images)
+    rows = [(step, *split.rows(step, rank)) for step in range(split.steps) for rank in range(world)]
+    taken = [order[step * batch * world :][start:stop] for step, start, stop in rows]
+    assert {len(images) for images in taken} == {batch} | ({1} if world == 1 and not drop_last else set())
+    assert len(np.unique(np.concatenate(taken))) == sum(map(len, taken)) == images - (drop_last or world > 1)
+
+
 @pytest.mark.parametrize(("images", "drop_last"), [(7, True), (1, False)])
 def test_a_batch_larger_than_the_data_is_refused(images: int, drop_last: bool) -> None:
     with pytest.raises(ConfigError, match=f"run.batch is 8, larger than the data's {images} images"):
