@@ -72,7 +72,8 @@ def test_ranks_share_each_global_batch(images: int, drop_last: bool, world: int)
 @pytest.mark.parametrize("drop_last", [True, False])
 def test_no_image_is_repeated_where_shares_are_whole_batches(drop_last: bool, world: int) -> None:
     """Where DALI's own reader gives a rank a batch of one image: images // world a multiple of the batch, and
-    images none of the world."""
+    images none of the world.
+    """
     batch, images = 3, 6 * world + 1
     split = draws.Split(images=images, batch=batch, world=world, drop_last=drop_last)
     order = draws.order(0, 1, images)
