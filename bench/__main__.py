@@ -20,6 +20,7 @@ COMMANDS = {
     "kernels": "each fused operation: speed and memory against plain PyTorch (GPU)",
     "walk": "evaluating all subnets of a space in one walk, or one by one",
     "data": "the training pipeline against torch's DataLoader, stage by stage",
+    "decoders": "ways from encoded images to random crops",
     "wait": "what a training step waits for its images",
     "growth": "how a step's cost grows with K, R and depth, against separate passes (computed)",
     "plan": "hours and energy of a recipe on so many GPUs, and its scaling to 1,000 (a model)",

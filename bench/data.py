@@ -17,11 +17,11 @@ import os
 import resource
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -47,6 +47,8 @@ LOADERS = (*OURS, "torchvision", "pil")
 COLOURED = ("colour", "small")
 STAGES = ("decode", "crop", *COLOURED)
 """What is done, each with all before it."""
+
+J = TypeVar("J")
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +94,7 @@ def main(argv: Sequence[str]) -> None:
     rows = Rows(options.output or default_output("data", device), COLUMNS, common)
     for index in range(options.rounds):
         for job in jobs:
-            rate, per_cpu = _apart(job)
+            rate, per_cpu = apart(measure_job, job)
             for metric, value, unit in (
                 ("rate", rate, "images/s"),
                 ("per_cpu_second", per_cpu, "images/CPU s"),
@@ -145,12 +147,12 @@ def _jobs(options: argparse.Namespace, device: torch.device) -> list[Job]:
     ]
 
 
-def _apart(job: Job) -> tuple[float, float]:
+def apart(measure_one: Callable[[J], tuple[float, float]], job: J) -> tuple[float, float]:
     """Images per second and per CPU-second of a job in a process of its own."""
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context) as pool:
         try:
-            return pool.submit(measure_job, job).result()
+            return pool.submit(measure_one, job).result()
         except DataError as error:  # a DataLoader's worker puts its traceback before it
             raise DataError(
                 str(error).strip().splitlines()[-1].removeprefix("fasttrain.errors.DataError: ")
@@ -194,17 +196,22 @@ def _torch(job: Job) -> tuple[int, float, float]:
 
 
 def _dali(job: Job) -> tuple[int, float, float]:
-    """Images, seconds and CPU-seconds of this project's pipeline, its queue full before and after."""
+    """Images, seconds and CPU-seconds of this project's pipeline."""
     device = torch.device(job.device)
     source = _decoded(job, device) if job.stage == "decode" else _augmented(job, device)
+    return job.batches * job.batch, *time_batches(source, job.batches, device)
+
+
+def time_batches(source: Iterator[object], batches: int, device: torch.device) -> tuple[float, float]:
+    """Seconds and CPU-seconds of a DALI pipeline's batches, after two; its queue is full before and after."""
     collections.deque(itertools.islice(source, 2), maxlen=0)
     _wait_for_quiet()
     begin, cpu = time.perf_counter(), _cpu_seconds()
-    collections.deque(itertools.islice(source, job.batches), maxlen=0)
+    collections.deque(itertools.islice(source, batches), maxlen=0)
     measure.synchronize(device)
     seconds = time.perf_counter() - begin
     _wait_for_quiet()
-    return job.batches * job.batch, seconds, _cpu_seconds() - cpu
+    return seconds, _cpu_seconds() - cpu
 
 
 def _wait_for_quiet(pause: float = 0.25) -> None:
@@ -239,20 +246,30 @@ def _decoded(job: Job, device: torch.device) -> Iterator[object]:
     """Batches of one pixel of each decoded image."""
     from nvidia.dali import fn
 
-    from fasttrain.pipelines import graphs
-    from fasttrain.pipelines.stream import Feed, Stream
-
-    folder = open_images(job.images)
-
-    def feed(run: int) -> Feed:
-        first = run * job.batch
-        return Feed(np.arange(first, first + job.batch) % len(folder.files), {})
+    from fasttrain.pipelines.graphs import decode
 
     def graph(inputs: Mapping[str, Any]) -> list[Any]:
-        backend = "mixed" if device.type == "cuda" else "cpu"
-        return [fn.crop(graphs.decode(inputs["encoded"], backend), crop=(1, 1))]
+        return [fn.crop(decode(inputs["encoded"], _data(job), device.type == "cuda"), crop=(1, 1))]
 
-    stream = Stream(folder, feed, graph, batch=job.batch, device=device, threads=job.cores, prefetch=2)
+    return graph_batches(open_images(job.images), graph, job.batch, job.cores, device)
+
+
+def graph_batches(
+    folder: ImageFolder,
+    graph: Callable[[Mapping[str, Any]], list[Any]],
+    batch: int,
+    threads: int,
+    device: torch.device,
+    numbers: Callable[[int], dict[str, Any]] = lambda run: {},
+) -> Iterator[object]:
+    """Batches of the images in order, over and over, by a DALI graph of the `encoded` ones and of numbers."""
+    from fasttrain.pipelines.stream import Feed, Stream
+
+    def feed(run: int) -> Feed:
+        first = run * batch
+        return Feed(np.arange(first, first + batch) % len(folder.files), numbers(run))
+
+    stream = Stream(folder, feed, graph, batch=batch, device=device, threads=threads, prefetch=2)
     for run in itertools.count():
         yield stream.take(run)
 

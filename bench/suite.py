@@ -97,11 +97,14 @@ def _parts(
     if options.images and importlib.util.find_spec("nvidia.dali"):
         from fasttrain.pipelines.manifest import open_images
 
-        from . import data
+        from . import data, decoders
 
         count = min(64, len(open_images(str(options.images)).files))  # a folder that is wrong ends it now
         sampled = [*chosen, "--batch", str(count), "--batches", "16", "--rounds", "1"]
-        parts.append(("data", lambda: data.main([str(options.images), *sampled, *path("data")])))
+        images = [str(options.images), *sampled]
+        parts.append(("data", lambda: data.main([*images, *path("data")])))
+        if gpu:
+            parts.append(("decoders", lambda: decoders.main([*images, *path("decoders")])))
     else:
         print("data: left out (it needs --images DIR and DALI)")
     return parts

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -89,8 +90,27 @@ def _configure(command: str, rest: list[str]) -> Config:
         prog=f"fasttrain {command} {rest[0]}",
         description=f"Recipe {rest[0]}: every field and its value there.",
         default=recipe(rest[0]),
-        args=overrides,
+        args=list(_spelled_out(overrides)),
     )
+
+
+def _spelled_out(arguments: Iterable[str]) -> Iterator[str]:
+    """The arguments with ranges of sides written out: --method.sizes 64:66 is 64 65 66, 64:80:8 is 64 72 80.
+
+    Raises:
+        ConfigError: a range of none, or of sides that no image has.
+    """
+    option = ""
+    for argument in arguments:
+        option = argument if argument.startswith("--") else option
+        found = re.fullmatch(r"(\d{1,9}):(\d{1,9})(?::(\d{1,9}))?", argument)
+        if found is None or option != "--method.sizes":
+            yield argument
+            continue
+        low, high, step = (int(number or 1) for number in found.groups())
+        if not 1 <= low <= high <= 4096 or step < 1:
+            raise ConfigError(f"--method.sizes is {argument}; allowed: LOW:HIGH or LOW:HIGH:STEP, up to 4096")
+        yield from map(str, range(low, high + 1, step))
 
 
 def _train(rest: list[str]) -> None:

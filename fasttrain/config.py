@@ -109,6 +109,8 @@ class Data:
     """Probability of random erasing (Zhong et al. 2020) of a box of 2 to 33 % of the image."""
     erase_fill: Literal["mean", "noise"] = "mean"
     """What erased boxes show: 0, or Gaussian noise, after normalization."""
+    shuffle: bool = True
+    """Draw an order for each epoch from run.seed; off: always the order of the folder, manifest or tars."""
     repeats: int = 1
     """Times that an image of an epoch is in it, each augmented anew, in one step (Hoffer et al. 2020); the
     epoch stays as long as the data and takes a part 1/repeats of the images."""
@@ -136,6 +138,11 @@ class Data:
     """Batches that DALI prepares ahead."""
     hardware_decoder_load: float = 0.65
     """Share of each batch that a GPU's JPEG engines decode, where it has some; the rest by CUDA kernels."""
+    decoder_memory: int = 16
+    """Memory that each of a GPU's decoding threads reserves at the start, MiB, and half of it on the host; an
+    image that needs more makes it grow, which waits for the GPU."""
+    largest_image: tuple[int, int] = (0, 0)
+    """Width and height for which a GPU's JPEG engines reserve memory at the start, pixels; 0 0: none."""
 
     def __post_init__(self) -> None:
         _check_types(self)
@@ -169,6 +176,9 @@ class Data:
         _check_range("data.threads", self.threads, 0, 1024)
         _check_range("data.prefetch", self.prefetch, 1, 64)
         _check_range("data.hardware_decoder_load", self.hardware_decoder_load, 0, 1)
+        _check_range("data.decoder_memory", self.decoder_memory, 0, 1024)
+        for side in self.largest_image:
+            _check_range("data.largest_image", side, 0, 65_535)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -71,7 +71,7 @@ class Summary:
 
 FREE_ON_RESUME = (
     *("recipe", "data.train", "data.val", "data.builtin", "data.threads", "data.prefetch"),
-    *("data.hardware_decoder_load", "model.weights"),
+    *("data.hardware_decoder_load", "data.decoder_memory", "data.largest_image", "model.weights"),
     *("model.batch_norm", "model.conv1x1", "method.backward", "optim.impl", "run.kernels"),
     *("evaluation.every", "evaluation.batch", "evaluation.subnets", "evaluation.statistics"),
     *("run.name", "run.folder", "run.max_steps", "run.device", "run.log_every", "run.resume"),

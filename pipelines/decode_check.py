@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 from nvidia.dali import Pipeline, fn
 
+from fasttrain.config import Data
+
 from .folder import ImageFolder, is_remote
 from .graphs import decode
 from .sources import Source, source_of
@@ -39,7 +41,7 @@ def _decodes(source: Source, indices: Sequence[int], threads: int) -> bool:
     pipeline = Pipeline(batch_size=len(indices), num_threads=threads, device_id=None, prefetch_queue_depth=1)
     where = source.locate(np.array(indices, np.int64))
     with pipeline:
-        pipeline.set_outputs(decode(source.read(fn.external_source(lambda: where, batch=True))))
+        pipeline.set_outputs(decode(source.read(fn.external_source(lambda: where, batch=True)), Data()))
     try:
         pipeline.run()
     except RuntimeError:

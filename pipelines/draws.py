@@ -72,21 +72,24 @@ class Split:
         return rank * size, (rank + 1) * size
 
 
-def order(seed: int, epoch: int, images: int, *, repeats: int = 1, batch: int = 1) -> NDArray[np.int64]:
+def order(
+    seed: int, epoch: int, images: int, *, shuffle: bool = True, repeats: int = 1, batch: int = 1
+) -> NDArray[np.int64]:
     """The images of an epoch in the order of its steps, int64 [images].
 
-    A permutation; with repeats, the beginning of one, each image so often in a row (as the sampler of DeiT
-    and RSB does it), the copies then spread over their global batch, so that processes share them and
-    neighbours differ.
+    A permutation (not shuffled: 0, 1, ...); with repeats, the beginning of one, each image so often in a row
+    (as the sampler of DeiT and RSB does it), the copies then spread over their global batch, so that
+    processes share them and neighbours differ.
 
     Args:
         seed: of the run.
         epoch: counted from 0.
         images: of the data set.
+        shuffle: whether each epoch has an order of its own.
         repeats: how often an image is taken.
         batch: images per step over all processes.
     """
-    permutation = generator(seed, Stream.ORDER, epoch).permutation(images)
+    permutation = generator(seed, Stream.ORDER, epoch).permutation(images) if shuffle else np.arange(images)
     if repeats == 1:
         return permutation
     place = np.arange(images)

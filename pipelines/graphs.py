@@ -26,20 +26,32 @@ _LINEAR = types.DALIInterpType.INTERP_LINEAR
 _DTYPES = {torch.float32: types.DALIDataType.FLOAT, torch.float16: types.DALIDataType.FLOAT16}
 
 
-def decode(
-    encoded: Node, backend: str = "cpu", window: tuple[Node, Node] | None = None, hardware: float = 0.65
-) -> Node:
+def decode(encoded: Node, data: Data, mixed: bool = False, window: tuple[Node, Node] | None = None) -> Node:
     """RGB images, uint8 [H, W, 3], in the stored orientation; only the window (corner, size) if given.
 
-    `hardware`: share of a batch for the GPU's JPEG engines, with backend mixed.
+    `mixed`: by the CPU and the GPU, onto the GPU.
     """
-    options: dict[str, Any] = {"device": backend, "adjust_orientation": False}
-    if backend == "mixed":
-        options["hw_decoder_load"] = hardware
+    options = decoder_options(data, mixed)
     if window is None:
         return fn.decoders.image(encoded, **options)
     corner, size = window
     return fn.decoders.image_slice(encoded, start=corner, shape=size, axis_names="HW", **options)
+
+
+def decoder_options(data: Data, mixed: bool) -> dict[str, Any]:
+    """What DALI's decoders are told, on the CPU or with the GPU."""
+    if not mixed:
+        return {"device": "cpu", "adjust_orientation": False}
+    width, height = data.largest_image
+    return {
+        "device": "mixed",
+        "adjust_orientation": False,
+        "hw_decoder_load": data.hardware_decoder_load,
+        "device_memory_padding": data.decoder_memory << 20,
+        "host_memory_padding": data.decoder_memory << 19,
+        "preallocate_width_hint": width,
+        "preallocate_height_hint": height,
+    }
 
 
 def train_graph(inputs: Mapping[str, Node], data: Data, dtype: torch.dtype, cuda: bool) -> list[Node]:
@@ -55,7 +67,7 @@ def train_graph(inputs: Mapping[str, Node], data: Data, dtype: torch.dtype, cuda
     Returns:
         The full batch, the downscaled ones in the order of their inputs (all HWC), and the targets.
     """
-    crop = _imagenet_crop if data.augmentation == "imagenet" else _small_crop
+    crop = imagenet_crop if data.augmentation == "imagenet" else _small_crop
     full = crop(inputs, data, cuda)
     if data.policy != "none":
         full = apply_policy(full, inputs, data, cuda)
@@ -86,7 +98,7 @@ def eval_graph(inputs: Mapping[str, Node], data: Data, dtype: torch.dtype, cuda:
     encoded = inputs["encoded"]
     size, position = _python(partial(windows.centre, data.val_resize, data.val_crop), 2, _shapes(encoded))
     mixed = cuda and data.augmentation == "imagenet"
-    images = decode(encoded, "mixed" if mixed else "cpu", hardware=data.hardware_decoder_load)
+    images = decode(encoded, data, mixed)
     images = fn.resize(_to(images, cuda and not mixed), size=size, interp_type=_LINEAR, antialias=True)
     mean = [255 * value for value in data.mean]
     crop = [data.val_crop, data.val_crop]
@@ -96,16 +108,21 @@ def eval_graph(inputs: Mapping[str, Node], data: Data, dtype: torch.dtype, cuda:
     return [images, _to(inputs["targets"], cuda)]
 
 
-def _imagenet_crop(inputs: Mapping[str, Node], data: Data, cuda: bool) -> Node:
+def imagenet_crop(inputs: Mapping[str, Node], data: Data, cuda: bool) -> Node:
+    """Random resized crops, uint8 [crop, crop, 3], of `encoded` images by `crop`'s numbers."""
     encoded = inputs["encoded"]
     corner, size = _python(windows.random_resized, 2, _shapes(encoded), inputs["crop"])
-    images = decode(encoded, "mixed" if cuda else "cpu", (corner, size), data.hardware_decoder_load)
+    images = decode(encoded, data, cuda, (corner, size))
     return fn.resize(images, size=[data.crop, data.crop], interp_type=_LINEAR, antialias=True)
 
 
 def _small_crop(inputs: Mapping[str, Node], data: Data, cuda: bool) -> Node:
     images: Node = fn.resize(
-        decode(inputs["encoded"]), size=data.crop, mode="not_smaller", interp_type=_LINEAR, antialias=True
+        decode(inputs["encoded"], data),
+        size=data.crop,
+        mode="not_smaller",
+        interp_type=_LINEAR,
+        antialias=True,
     )
     (corner,) = _python(partial(windows.padded, data.padding, data.crop), 1, images.shape(), inputs["crop"])
     shape = [data.crop, data.crop]

@@ -93,8 +93,8 @@ class ResidentLoader:
 
         Args:
             images: of side `data.crop`, on the device where the batches shall be.
-            data: padding, flip, repeats, normalization, antialias, drop_last; no other augmentation is
-                done.
+            data: padding, flip, shuffle, repeats, normalization, antialias, drop_last; no other augmentation
+                is done.
             batch: images per step.
             seed: of the order, the augmentation and the sizes.
             sizes: sides that downscaled batches are drawn from, pixels.
@@ -121,8 +121,10 @@ class ResidentLoader:
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
         """The batches of an epoch from `start_step` on."""
-        images, repeats = len(self._images), self._data.repeats
-        order = draws.order(self._seed, epoch, images, repeats=repeats, batch=self._split.batch)
+        images, data, batch = len(self._images), self._data, self._split.batch
+        order = draws.order(
+            self._seed, epoch, images, shuffle=data.shuffle, repeats=data.repeats, batch=batch
+        )
         for step in range(start_step, self.steps_per_epoch):
             start, stop = self._split.rows(step, 0)
             first = step * self._split.batch

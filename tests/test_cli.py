@@ -70,6 +70,9 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, 
             2,
             "--shuffle is 9999999999; allowed: 0 to",
         ),
+        ("show rn50-stpp-a1 --method.sizes 9:8", 2, "--method.sizes is 9:8; allowed: LOW:HIGH"),
+        ("show rn50-stpp-a1 --method.sizes 8:9:0", 2, "--method.sizes is 8:9:0"),
+        ("show rn50-stpp-a1 --optim.lr 8:9", 2, "8:9"),
         ("demo --fast", 2, "allowed: demo [DIR]"),
         ("doctor now", 2, "takes no arguments"),
         ("evaluate", 2, "RUN"),
@@ -86,6 +89,16 @@ def test_mistakes_are_named(
     text = " ".join((out + err).replace("│", " ").split())
     assert words in text
     assert "Traceback" not in text
+
+
+def test_ranges_of_sides_are_written_out(capsys: pytest.CaptureFixture[str]) -> None:
+    for given, sizes in (
+        ("64:66", [64, 65, 66]),
+        ("96:120:10", [96, 106, 116]),
+        ("32 64:66 99", [32, 64, 65, 66, 99]),
+    ):
+        _, out, _ = run(capsys, "show", "rn50-stpp-a1", "--method.sizes", *given.split(), "--run.batch", "64")
+        assert json.loads(out)["method"]["sizes"] == sizes
 
 
 def test_a_real_process_says_one_line_and_exits(tmp_path: Path) -> None:

@@ -11,12 +11,13 @@ import pytest
 import torch
 from PIL import Image
 
-from bench import checks, step, step_check, torch_loaders, walk
+from bench import checks, decoders, step, step_check, torch_loaders, walk
 from bench.__main__ import main
 from bench.accuracy import Comparison
 from bench.case import Check
 from bench.checks import WrongResultError
 from fasttrain.config import Data
+from fasttrain.errors import ConfigError
 from fasttrain.pipelines.folder import scan
 from tests.pipelines.conftest import write_images
 
@@ -85,6 +86,21 @@ def test_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "--batch is 13; allowed: up to the 12 images" in capsys.readouterr().err
     assert main(["data", str(tmp_path / "images"), "--batch", "4", "--stages", "fry"]) == 2
     assert "--stages holds 'fry'; allowed: decode, crop" in capsys.readouterr().err
+
+
+@pytest.mark.pipelines
+def test_decoders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write_images(tmp_path / "images", 12, (60, 80))
+    options = ["--device", "cpu", "--crop", "32", "--batch", "4", "--batches", "2", "--rounds", "1"]
+    path = tmp_path / "decoders.csv"
+    assert main(["decoders", folder.root, *options, "-o", str(path)]) == 0
+    rows = read(path)
+    assert [row["way"] for row in rows[::2]] == ["window", "whole", "drawn"]
+    assert all(float(row["value"]) > 0 for row in rows)
+    assert "whole: " in capsys.readouterr().out
+    assert decoders._loads("0,0.5") == [0.0, 0.5]
+    with pytest.raises(ConfigError, match=r"--loads is '0,2'; allowed: numbers from 0 to 1"):
+        decoders._loads("0,2")
 
 
 @pytest.mark.pipelines

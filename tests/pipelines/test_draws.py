@@ -19,6 +19,7 @@ def test_the_order_is_a_permutation_of_its_own_per_epoch_and_seed() -> None:
         assert np.array_equal(np.sort(order), np.arange(1000))
     assert len({order.tobytes() for order in orders}) == 4
     assert np.array_equal(draws.order(1, 1, 1000), orders[-1])
+    assert np.array_equal(draws.order(1, 1, 1000, shuffle=False), np.arange(1000))
 
 
 @pytest.mark.parametrize("world", range(1, 9))

@@ -75,6 +75,11 @@ def test_an_epoch_takes_each_image_once(images: ImageFolder) -> None:
     assert loader.steps_per_epoch == 6
 
 
+def test_images_may_be_taken_as_they_lie(images: ImageFolder) -> None:
+    loader = train(dataclasses.replace(DATA, shuffle=False), numbered(images))
+    assert [flat(targets(loader.epoch(epoch))) for epoch in (0, 1)] == [list(range(40))] * 2
+
+
 def test_the_last_partial_batch_is_dropped(images: ImageFolder) -> None:
     loader = train(DATA, numbered(images))
     taken = targets(loader.epoch(0))
