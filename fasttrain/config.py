@@ -64,6 +64,13 @@ def _check_positive(name: str, value: float) -> None:
     _check(0 < value <= LARGEST, name, value, f"above 0, at most {LARGEST:g}")
 
 
+def _is_window(text: str) -> bool:
+    """Whether it is empty, or two growing whole numbers with a colon between."""
+    first, colon, end = text.partition(":")
+    digits = all(part.isascii() and part.isdigit() for part in (first, end))
+    return not text or bool(digits and colon and int(first) < int(end) <= LARGEST)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Data:
     """Where the images are and how they are augmented."""
@@ -368,6 +375,12 @@ class Run:
     """Images per process over which the recipe's batch norm is meant to work; 0: any. A difference warns."""
     log_every: int = 20
     """Steps between two lines of metrics."""
+    tensorboard: bool = False
+    """Write scalars for TensorBoard into the run's folder (needs the extra tensorboard)."""
+    wandb: str = ""
+    """Project on Weights & Biases that gets the metrics (needs the extra wandb); empty: none."""
+    profile: str = ""
+    """A:B: trace the steps from A on and before B of this start, counted from 0; empty: none."""
     resume: bool = False
     """Go on from the run folder's last checkpoint."""
 
@@ -379,6 +392,7 @@ class Run:
         _check_range("run.seed", self.seed, 0, 2**31 - 1)
         _check_range("run.batch_norm_batch", self.batch_norm_batch, 0)
         _check_range("run.log_every", self.log_every, 1)
+        _check(_is_window(self.profile), "run.profile", self.profile, "A:B with 0 <= A < B, or nothing")
         _check(
             "/" not in self.name and self.name not in (".", ".."),
             "run.name",
