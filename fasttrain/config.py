@@ -64,6 +64,13 @@ def _check_positive(name: str, value: float) -> None:
     _check(0 < value <= LARGEST, name, value, f"above 0, at most {LARGEST:g}")
 
 
+def _is_window(text: str) -> bool:
+    """Whether it is empty, or two growing whole numbers with a colon between."""
+    first, colon, end = text.partition(":")
+    digits = all(part.isascii() and part.isdigit() for part in (first, end))
+    return not text or bool(digits and colon and int(first) < int(end) <= LARGEST)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Data:
     """Where the images are and how they are augmented."""
@@ -391,6 +398,12 @@ class Run:
     """Batch norm over the batch of all processes (torch's SyncBatchNorm, on GPUs, without fused kernels)."""
     gradient_compression: Literal["none", "bf16"] = "none"
     """Type in which gradients travel between processes; bf16: half the bytes, 8 bits of precision."""
+    tensorboard: bool = False
+    """Write scalars for TensorBoard into the run's folder (needs the extra tensorboard)."""
+    wandb: str = ""
+    """Project on Weights & Biases that gets the metrics (needs the extra wandb); empty: none."""
+    profile: str = ""
+    """A:B: trace the steps from A on and before B of this start, counted from 0; empty: none."""
 
     def __post_init__(self) -> None:
         _check_types(self)
@@ -408,6 +421,7 @@ class Run:
         _check_positive("run.step_timeout", self.step_timeout)
         _check_range("run.skip_nonfinite", self.skip_nonfinite, 0)
         _check_range("run.accumulate", self.accumulate, 1, self.batch)
+        _check(_is_window(self.profile), "run.profile", self.profile, "A:B with 0 <= A < B, or nothing")
         _check(
             "/" not in self.name and self.name not in (".", ".."),
             "run.name",

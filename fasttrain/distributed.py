@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -276,6 +276,16 @@ def sum_over_processes(tensors: Iterable[Tensor]) -> None:
     if dist.is_initialized():
         for tensor in tensors:
             dist.all_reduce(tensor)
+
+
+def gather_over_processes(values: Mapping[str, float], device: torch.device) -> list[dict[str, float]]:
+    """The numbers of every process, by rank; all processes give the same names."""
+    own = torch.tensor(list(values.values()), dtype=torch.float64, device=device)
+    rows = [own]
+    if dist.is_initialized():
+        rows = [torch.empty_like(own) for _ in range(dist.get_world_size())]
+        dist.all_gather(rows, own)
+    return [dict(zip(values, row, strict=True)) for row in torch.stack(rows).tolist()]
 
 
 def average_running_statistics(network: nn.Module) -> None:

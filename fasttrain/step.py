@@ -14,7 +14,7 @@ from torch.optim.swa_utils import AveragedModel
 from .finite import LateCheck, StatisticsGuard, gradient_norm, guarded_step
 from .hardware import Precision
 from .kernels.normalized_loss import StimulativeLoss
-from .methods import Method, Plan
+from .methods import Method, Pass, Plan
 from .mixing import Mixing
 from .models import frozen_statistics
 from .optim import CosineSchedule
@@ -27,11 +27,13 @@ class StepResult(NamedTuple):
         loss: detached.
         lr: learning rate.
         gradient_norm: L2 norm of all gradients before any clipping, float32 scalar.
+        passes: what ran.
     """
 
     loss: StimulativeLoss
     lr: float
     gradient_norm: Tensor
+    passes: tuple[Pass, ...]
 
 
 @dataclass(slots=True)
@@ -109,7 +111,7 @@ class TrainStep:
             self.guard.take_back(norm)
         if not self.scaler.is_enabled():  # an overflow of fp16 is no fault: the scaler answers it
             self.check.follow(norm, global_step)
-        return StepResult(loss, lr, norm)
+        return StepResult(loss, lr, norm, plan.passes)
 
     def _parts(self, images: Tensor, small: Sequence[Tensor], targets: Tensor) -> Iterator[_Part]:
         """The batch in `accumulate` parts, or one part for each image if it has fewer."""
