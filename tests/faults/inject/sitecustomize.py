@@ -55,6 +55,12 @@ FAULTS: dict[str, Callable[[], None]] = {
 }
 
 
+def _put(owner: Any, **replacements: Any) -> None:
+    """Put something else in the place of a module's or a class's members."""
+    for name, value in replacements.items():
+        setattr(owner, name, value)
+
+
 def _install_faults(faults: dict[str, str]) -> None:
     """What happens by the step before which it does."""
     from fasttrain import trainer
@@ -82,8 +88,8 @@ def _install_faults(faults: dict[str, str]) -> None:
         given = faulty_batches() if "evaluation" in faults else batches
         return evaluate(network, subnets, given, *arguments)
 
-    TrainStep.__call__ = faulty_step  # type: ignore[method-assign]
-    trainer.evaluate = faulty_evaluate
+    _put(TrainStep, __call__=faulty_step)
+    _put(trainer, evaluate=faulty_evaluate)
     if "start" in faults:
         FAULTS[faults["start"]]()
 
@@ -128,9 +134,9 @@ def _install_save_fault(what: str, point: str, at: int) -> None:
         if checkpoint_file and point == "after-rename" and name.endswith(".pt"):
             FAULTS[what]()
 
-    Archive.save = counted  # type: ignore[method-assign]
-    checkpoint._Hashed.write = faulty_write  # type: ignore[method-assign]
-    checkpoint.os.replace = faulty_replace  # type: ignore[attr-defined]
+    _put(Archive, save=counted)
+    _put(checkpoint._Hashed, write=faulty_write)
+    _put(checkpoint.os, replace=faulty_replace)
 
 
 def _install_forgetting(what: str) -> None:
@@ -147,12 +153,12 @@ def _install_forgetting(what: str) -> None:
             saved["ranks"] = [{**rank, "network": dict(saved["network"])} for rank in saved["ranks"]]
         restore(self, saved, path)
 
-    state.State.restore = forgetful  # type: ignore[method-assign]
+    _put(state.State, restore=forgetful)
     if what == "random":
-        state.set_random_state = lambda *_: None
+        _put(state, set_random_state=lambda *_: None)
     if what == "loader":
         epoch = TrainLoader.epoch
-        TrainLoader.epoch = lambda self, number, start=0: epoch(self, number, 0)  # type: ignore[method-assign]
+        _put(TrainLoader, epoch=lambda self, number, start=0: epoch(self, number, 0))
 
 
 def _install_tiny(kind: str) -> None:
@@ -168,7 +174,7 @@ def _install_tiny(kind: str) -> None:
             network.drop_rate = 0.2
         return network
 
-    build.create_model = create
+    _put(build, create_model=create)
 
 
 def _without_batch_norm(module: Any) -> None:
