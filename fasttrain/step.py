@@ -101,8 +101,6 @@ class TrainStep:
             self.guard.keep()
         loss, passes = self._accumulate(images, small, targets, epoch, step)
         norm = self.update()
-        if self.guard is not None:
-            self.guard.take_back(norm)
         if not self.scaler.is_enabled():  # an overflow of fp16 is no fault: the scaler answers it
             self.check.follow(norm, global_step)
         return StepResult(loss, lr, norm, passes)
@@ -205,6 +203,8 @@ class TrainStep:
         else:
             guarded_step(self.optimizer, norm)
         self.optimizer.zero_grad()
+        if self.guard is not None:
+            self.guard.take_back(norm)
         if self.ema is not None:
             self.ema.update_parameters(_unwrap(self.forward))
         return norm
