@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from rich.console import Console, Group, RenderableType
@@ -41,10 +42,8 @@ def watch(folder: Path, *, once: bool = False) -> None:
     if not console.is_terminal:
         console = Console(width=100, height=32, highlight=False)
     if console.is_terminal and not once:
-        try:
+        with suppress(KeyboardInterrupt):
             _follow(run, console)
-        except KeyboardInterrupt:
-            pass
     console.print(run.frame(console.width, console.height))
 
 
@@ -83,7 +82,7 @@ class View:
         grid = Table.grid()
         for first in range(0, len(panels), columns):
             grid.add_row(*panels[first : first + columns])
-        return Group(_headline(state, last), grid)
+        return Group(_headline(state, last, width), grid)
 
     def _points(self, kind: str, field: str) -> Points:
         return [
@@ -93,18 +92,19 @@ class View:
         ]
 
 
-def _headline(run: RunState, last: Record) -> Text:
+def _headline(run: RunState, last: Record, width: int) -> Text:
     parts = [f"epoch {run.epoch}/{run.epochs or '?'}, step {run.step:,}"]
-    if last:
-        parts.append(f"loss {last['loss'] if last['loss'] is None else format(last['loss'], '.4f')}")
+    if "loss" in last:
+        parts.append("loss not finite" if last["loss"] is None else f"loss {last['loss']:.4f}")
     if run.top1 is not None:
         parts.append(f"best Top-1 {run.top1:.2f} %")
     if run.images_per_second is not None:
         parts.append(f"{run.images_per_second:,.0f} images/s")
-    ended = "ends" if run.state == "running" else "ended"
-    return Text.assemble(
-        (f"{run.name} ", "bold"), f"{run.state}: ", ", ".join(parts), f", {ended} {when(run)}"
-    )
+    if run.eta_seconds is not None:
+        parts.append(f"ends {when(run)}")
+    line = Text.assemble((run.name, "bold"), f" {run.state}: ", ", ".join(parts))
+    line.truncate(width, overflow="ellipsis")
+    return line
 
 
 def _panel(title: str, curves: Sequence[Points], width: int, height: int) -> Panel:
