@@ -49,7 +49,7 @@ def wandb(monkeypatch: pytest.MonkeyPatch) -> FakeWandb:
 def test_a_missing_package_is_named_with_its_extra(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     run = Run(tensorboard=True) if name == "tensorboard" else Run(wandb="mine")
-    words = rf"run\.{name} is .*; allowed with .*pip install 'fasttrain\[{name}\]'"
+    words = rf"run\.{name} is .*; allowed with the extra {name}, .*pip install -e '\.\[{name}\]'"
     with pytest.raises(ConfigError, match=words):
         check_sinks(run)
     check_sinks(Run())
