@@ -79,7 +79,7 @@ def check_sinks(run: Run) -> None:
     for name, wanted in asked.items():
         if wanted and importlib.util.find_spec(name) is None:
             raise ConfigError(
-                f"run.{name} is {getattr(run, name)!r}; allowed with the extra {name}, which is not installed: "
+                f"run.{name} is {getattr(run, name)!r}; allowed with the extra {name}, which is missing: "
                 f"pip install -e '.[{name}]' where fasttrain lies"
             )
     offline = os.environ.get("WANDB_MODE") in ("offline", "disabled", "dryrun")
