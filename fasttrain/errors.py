@@ -4,9 +4,14 @@ from __future__ import annotations
 
 
 class RunError(Exception):
-    """Ends the run: the message names what was given and what is allowed; no traceback is shown."""
+    """Ends the run: the message names what was given and what is allowed; no traceback is shown.
+
+    Attributes:
+        speaks: whether this process shows the message; None: the first of the run's.
+    """
 
     exit_status = 1
+    speaks: bool | None = None
 
 
 class ConfigError(RunError, ValueError):
@@ -39,5 +44,36 @@ class OutOfMemoryError(RunError):
     exit_status = 6
 
 
-INTERRUPTED = 130
+class DistributedError(RunError):
+    """A process of the run died or fell silent, or the processes did not find each other."""
+
+    exit_status = 7
+
+
+class Preempted(RunError):
+    """Told to end by SIGTERM or SIGUSR1: saved, and the same command goes on."""
+
+    exit_status = 75
+
+
+class Interrupted(RunError):
+    """Told to end by Ctrl-C: saved likewise."""
+
+    exit_status = 130
+
+
+INTERRUPTED = Interrupted.exit_status
 """Exit status after Ctrl-C."""
+
+_KINDS: dict[int, type[RunError]] = {
+    kind.exit_status: kind
+    for kind in (
+        *(ConfigError, DataError, CheckpointError, NonFiniteError),
+        *(OutOfMemoryError, DistributedError, Preempted, Interrupted),
+    )
+}
+
+
+def error_of(status: int, message: str) -> RunError:
+    """The error that an exit status stands for, as another process told it."""
+    return _KINDS.get(status, RunError)(message)
