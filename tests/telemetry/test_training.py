@@ -4,25 +4,23 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from fasttrain import flops
 from fasttrain.config import Config
-from fasttrain.distributed import Process
 from fasttrain.errors import ConfigError
 from fasttrain.methods import Pass
 from fasttrain.subnets import PrefixTree
-from fasttrain.trainer import Trainer, train
+from fasttrain.telemetry import Reporter, RunFolder
+from fasttrain.trainer import train
 
 from ..test_trainer import configure, metrics, write_images
 
 CANARY = "canary-1618033988"
-ALONE = Process(0, 1, torch.device("cpu"))
 
 
 @pytest.fixture(scope="module")
@@ -69,20 +67,20 @@ def test_a_run_tells_all_and_no_secret(
     assert all(CANARY.encode() not in text for text in [out.encode(), err.encode(), *written])
 
 
-def test_a_resume_tells_each_step_once(images: Path, tmp_path: Path) -> None:
+def test_a_resume_tells_each_step_once(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Row 27 of the matrix: a checkpoint after step 5, a crash after step 8, the rest anew."""
     config = plain(images, tmp_path, log_every=1)
-    trainer = Trainer(config, ALONE)
-    told = trainer.reporter.train
+    tell = Reporter.train
 
-    def crash(position: Any, metrics: Any) -> None:
-        told(position, metrics)
+    def crash(self: Reporter, position: Any, metrics: Any) -> None:
+        tell(self, position, metrics)
         if position["global_step"] == 8:
             raise RuntimeError("crash")
 
-    trainer.reporter.train = crash  # type: ignore[method-assign]
+    monkeypatch.setattr(Reporter, "train", crash)
     with pytest.raises(RuntimeError, match="crash"):
-        trainer.fit()
+        train(config)
+    monkeypatch.setattr(Reporter, "train", tell)
     with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
         file.write('{"kind": "train", "glob')  # what a kill leaves
     train(replace(config, run=replace(config.run, resume=True)))
@@ -102,7 +100,7 @@ def test_a_missing_package_is_found_before_anything_is_written(
 
 
 def test_utilisation_of_a_known_gpu_and_a_sink_that_fails(
-    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """MFU is the FLOPs that ran, per second and process, over what could be; a failing sink is left out."""
 
@@ -116,11 +114,15 @@ def test_utilisation_of_a_known_gpu_and_a_sink_that_fails(
         def close(self, state: str) -> None:
             raise AssertionError("it was left out")
 
-    trainer = Trainer(plain(images, tmp_path, max_steps=4), ALONE)
-    trainer.reporter.peak = 1e12
-    broken = Broken()
-    trainer.reporter.sinks.append(broken)
-    trainer.fit()
+    broken, announce = Broken(), Reporter.announce
+
+    def equip(self: Reporter) -> None:
+        self.peak = 1e12
+        self.sinks.append(broken)
+        announce(self)
+
+    monkeypatch.setattr(Reporter, "announce", equip)
+    train(plain(images, tmp_path, max_steps=4))
     first, second = metrics(tmp_path / "run", "train")
     for record in (first, second):
         rate = record["flops_per_image"] * record["images_per_second_per_process"]
@@ -129,24 +131,25 @@ def test_utilisation_of_a_known_gpu_and_a_sink_that_fails(
     assert "warning: Broken: ValueError: no network" in capsys.readouterr().out
 
 
-def test_what_is_not_finite_is_null(images: Path, tmp_path: Path) -> None:
-    trainer = Trainer(plain(images, tmp_path), ALONE)
-    try:
-        trainer.reporter.record("train", asdict(trainer.position), {"gradient_norm": float("nan")})
-        (record,) = metrics(tmp_path / "run", "train")
-        assert record["gradient_norm"] is None
-    finally:
-        trainer.loader.close()
+def test_what_is_not_finite_is_null(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tell = Reporter.train
+
+    def overflow(self: Reporter, position: Any, metrics: Any) -> None:
+        tell(self, position, metrics | {"gradient_norm": float("nan")})
+
+    monkeypatch.setattr(Reporter, "train", overflow)
+    train(plain(images, tmp_path, max_steps=2))
+    (record,) = metrics(tmp_path / "run", "train")
+    assert record["gradient_norm"] is None
 
 
 def test_a_full_disk_costs_records_and_no_run(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    trainer = Trainer(plain(images, tmp_path, max_steps=2), ALONE)
 
-    def fail(kind: str, **values: Any) -> None:
+    def fail(self: RunFolder, kind: str, **values: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(trainer.folder, "record", fail)
-    trainer.fit()
+    monkeypatch.setattr(RunFolder, "record", fail)
+    train(plain(images, tmp_path, max_steps=2))
     assert "warning: metrics.jsonl lacks a record: [Errno 28]" in capsys.readouterr().out
