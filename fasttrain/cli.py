@@ -1,4 +1,4 @@
-"""The command line: `fasttrain train|evaluate|recipes|show|data|demo|doctor`. Alone in knowing tyro."""
+"""The command line: `fasttrain train|evaluate|runs|watch|recipes|...`. Alone in knowing tyro."""
 
 from __future__ import annotations
 
@@ -28,6 +28,8 @@ USAGE = """usage: fasttrain COMMAND ...
 
   train RECIPE [--section.field value ...]              train, or go on; RECIPE may be a run's config.json
   evaluate RUN [--help]                                 evaluate a run's main network and subnets
+  runs [DIR] [--json]                                   list the runs in a folder (default: runs)
+  watch RUN [--once]                                    a run's curves in the terminal, while it runs
   recipes                                               list the recipes
   show RECIPE [--section.field value ...]               print a recipe as JSON, overrides applied
   data check DIR [-o MANIFEST] [--help]                 decode every image once; list the bad ones
@@ -72,6 +74,8 @@ def _dispatch(command: str, rest: list[str]) -> None:
     commands: dict[str, Callable[[list[str]], None]] = {
         "train": _train,
         "evaluate": _evaluate,
+        "runs": _runs,
+        "watch": _watch,
         "recipes": _recipes,
         "show": _show,
         "data": _data,
@@ -80,7 +84,7 @@ def _dispatch(command: str, rest: list[str]) -> None:
     }
     if command not in commands:
         raise ConfigError(f"unknown command {command!r}; allowed: {', '.join(commands)}")
-    if rest[:1] in (["-h"], ["--help"]) and command not in ("evaluate", "data"):
+    if rest[:1] in (["-h"], ["--help"]) and command not in ("evaluate", "runs", "watch", "data"):
         print(USAGE)
         return
     commands[command](rest)
@@ -206,6 +210,47 @@ def _write_verdict(verdict: Verdict, path: Path) -> None:
         write_json(path, asdict(verdict) | {"path": str(verdict.path)})
     except OSError as error:
         raise ConfigError(f"cannot write --output {path}: {error.strerror}") from None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Runs:
+    """List the runs in a folder: state, progress, best accuracy, speed, and when they end or ended."""
+
+    folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DIR")] = Path("runs")
+    """Holds the runs' folders, or folders of them."""
+    json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Print JSON."""
+
+
+def _runs(rest: list[str]) -> None:
+    options = tyro.cli(_Runs, prog="fasttrain runs", args=rest)
+    from .telemetry.files import to_json
+    from .telemetry.runs import list_runs, table
+
+    runs = list_runs(options.folder)
+    if options.json:
+        print(to_json([asdict(run) for run in runs], indent=2))
+    elif runs:
+        Console(width=None if Console().is_terminal else 120, highlight=False).print(table(runs))
+    else:
+        print(f"no runs in {options.folder}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Watch:
+    """Show a run's curves in the terminal until it ends, or Ctrl-C."""
+
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    """The run's folder."""
+    once: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Print one frame and end; so it is, too, where the output is no terminal."""
+
+
+def _watch(rest: list[str]) -> None:
+    options = tyro.cli(_Watch, prog="fasttrain watch", args=rest)
+    from .telemetry.watch import watch
+
+    watch(options.run, once=options.once)
 
 
 def _recipes(rest: list[str]) -> None:

@@ -79,8 +79,8 @@ def check_sinks(run: Run) -> None:
     for name, wanted in asked.items():
         if wanted and importlib.util.find_spec(name) is None:
             raise ConfigError(
-                f"run.{name} is {getattr(run, name)!r}; allowed with the package {name}: "
-                f"pip install 'fasttrain[{name}]'"
+                f"run.{name} is {getattr(run, name)!r}; allowed with the extra {name}, which is missing: "
+                f"pip install -e '.[{name}]' where fasttrain lies"
             )
     offline = os.environ.get("WANDB_MODE") in ("offline", "disabled", "dryrun")
     if run.wandb and not offline and not os.environ.get("WANDB_API_KEY"):

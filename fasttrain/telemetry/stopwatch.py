@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -71,7 +72,7 @@ class StepClock:
         """Of each step; on a GPU its queue must have been waited for."""
         return [
             begin.elapsed_time(end) if self.events else 1e3 * (end - begin)
-            for begin, end in zip(self.marks, self.marks[1:], strict=False)
+            for begin, end in itertools.pairwise(self.marks)
         ]
 
     def _mark(self) -> Any:
