@@ -1,4 +1,4 @@
-"""The command line: `fasttrain train|evaluate|recipes|show|data|demo|doctor`. Alone in knowing tyro."""
+"""The command line: `fasttrain train|check|evaluate|recipes|show|data|demo|doctor`. Alone in knowing tyro."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from rich.console import Console
 
 from .config import Config, to_dict
 from .errors import INTERRUPTED, ConfigError, OutOfMemoryError, RunError
+from .orphans import end_with_launcher
 from .recipes import RECIPES, describe, recipe
 
 if TYPE_CHECKING:
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 USAGE = """usage: fasttrain COMMAND ...
 
   train RECIPE [--resume] [--section.field value ...]   train; RECIPE may be a run's config.json
+  check RECIPE [--section.field value ...]              look for mistakes in a run before it is started
+        [--processes N] [--nodes N]                     with N processes on each of N machines
   evaluate RUN [--help]                                 evaluate a run's main network and subnets
   recipes                                               list the recipes
   show RECIPE [--section.field value ...]               print a recipe as JSON, overrides applied
@@ -58,6 +61,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _dispatch(command: str, rest: list[str]) -> None:
     commands: dict[str, Callable[[list[str]], None]] = {
         "train": _train,
+        "check": _check,
         "evaluate": _evaluate,
         "recipes": _recipes,
         "show": _show,
@@ -94,6 +98,7 @@ def _configure(command: str, rest: list[str]) -> Config:
 
 def _train(rest: list[str]) -> None:
     config = _configure("train", rest)
+    end_with_launcher()
     import torch
 
     from .trainer import train
@@ -105,6 +110,25 @@ def _train(rest: list[str]) -> None:
         raise OutOfMemoryError(
             f"out of GPU memory at {peak:.1f} GiB with run.batch {config.run.batch}; lower --run.batch"
         ) from None
+
+
+def _check(rest: list[str]) -> None:
+    counts = {"--processes": 0, "--nodes": 1}
+    others: list[str] = []
+    words = iter(rest)
+    for word in words:
+        if word in counts:
+            value = next(words, "")
+            if not value.isdecimal() or int(value) < counts[word]:
+                raise ConfigError(f"{word} is {value!r}; allowed: {counts[word]} or more")
+            counts[word] = int(value)
+        else:
+            others.append(word)
+    config = _configure("check", others)
+    from .preflight import check_run
+
+    for line in check_run(config, counts["--processes"], counts["--nodes"]):
+        print(line)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,7 +212,7 @@ def _show(rest: list[str]) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Check:
+class _CheckData:
     """Decode every image once, in parallel. Exit status 3 if some are bad, unless they are left out."""
 
     source: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DIR")]
@@ -232,7 +256,7 @@ def _data(rest: list[str]) -> None:
 
 
 def _check_data(rest: list[str]) -> None:
-    options = tyro.cli(_Check, prog="fasttrain data check", args=rest)
+    options = tyro.cli(_CheckData, prog="fasttrain data check", args=rest)
     from .data import check_data
 
     check_data(

@@ -39,5 +39,13 @@ class OutOfMemoryError(RunError):
     exit_status = 6
 
 
+class DistributedError(RunError):
+    """Another process was lost, or did not answer in time."""
+
+    exit_status = 7
+
+
+PREEMPTED = 75
+"""Exit status after SIGTERM or SIGUSR1: saved; the same command goes on."""
 INTERRUPTED = 130
 """Exit status after Ctrl-C."""
