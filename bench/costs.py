@@ -1,25 +1,22 @@
-"""What a step computes: FLOPs and block calls of a plan's trees, block by block, without running it."""
+"""What a step of a method computes: FLOPs and block calls, without running it."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from statistics import fmean
 
 import torch
-from torch import Tensor
 
 from fasttrain import config
 from fasttrain.config import IMAGENET_MEAN, IMAGENET_STD
+from fasttrain.flops import META, meta_network, passes_flops, side_costs
 from fasttrain.methods import Common, Plan, Stimulative
-from fasttrain.models import StagedNetwork, create_model
+from fasttrain.models import StagedNetwork
 from fasttrain.randomness import draw_sizes
-from fasttrain.subnets import BlockRef, Draw, Subnet
+from fasttrain.subnets import Draw, Subnet
 
-from . import measure
-
-META = torch.device("meta")
 IMAGES = 64  # of a planned batch, which subnets may see a share of
 
 
@@ -36,17 +33,6 @@ class Cost:
     calls: float
 
 
-@functools.cache
-def meta_network(name: str, classes: int = 1000) -> StagedNetwork:
-    """A network without storage; in evaluation mode, in which batch norm takes single pixels.
-
-    Raises:
-        ConfigError: an unknown name.
-    """
-    with META:
-        return create_model(name, classes).eval()
-
-
 def parameters(name: str, classes: int = 1000) -> int:
     """Trainable numbers of a network.
 
@@ -56,56 +42,17 @@ def parameters(name: str, classes: int = 1000) -> int:
     return sum(parameter.numel() for parameter in meta_network(name, classes).parameters())
 
 
-_Counted = tuple[int, tuple[int, ...]]
-_COUNTED: dict[tuple[str, tuple[int, ...]], _Counted] = {}
-"""FLOPs and output shape, by a module's description and input shape: equal blocks cost the same."""
-
-
-def _count(name: str, run: Callable[[Tensor], Tensor], shape: tuple[int, ...], *, first: bool) -> _Counted:
-    """Of a forward and backward pass; `first`: its input is images, which have no gradient."""
-    key = name, shape
-    if key not in _COUNTED:
-        shapes = []
-
-        def step() -> None:
-            y = run(torch.empty(shape, device=META, requires_grad=not first))
-            shapes.append(tuple(y.shape))
-            y.sum().backward()
-
-        _COUNTED[key] = measure.flops(step), shapes[0]
-    return _COUNTED[key]
-
-
-@functools.cache
-def _side_costs(network: StagedNetwork, side: int) -> tuple[int, dict[BlockRef, int], int]:
-    """FLOPs per image of the stem, of each block, and of the head, on images of one side."""
-    name = "".join(map(str, network.stem_modules))
-    stem, shape = _count(name, network.stem, (1, 3, side, side), first=True)
-    blocks = {}
-    for ref in network.full:
-        block = network.stages[ref.stage][ref.block]
-        blocks[ref], shape = _count(str(block), block, shape, first=False)
-    name = "".join(map(str, network.head_modules))
-    head, _ = _count(name, network.head, shape, first=False)
-    return stem, blocks, head
-
-
 def plan_cost(network: StagedNetwork, plan: Plan) -> Cost:
     """Of one forward and backward pass over a plan's trees, per image of its first input."""
-    flops = 0.0
-    for images, tree in zip(plan.inputs, plan.trees, strict=True):
-        stem, blocks, head = _side_costs(network, images.shape[-1])
-        own = stem + sum(blocks[node.ref] for node in tree.nodes) + head * len(set(tree.leaves))
-        flops += own * len(images) / len(plan.inputs[0])
-    return Cost(flops, plan.block_calls)
+    return Cost(passes_flops(network, plan.passes) / len(plan.inputs[0]), plan.block_calls)
 
 
 def separate_cost(network: StagedNetwork, passes: Iterable[tuple[Subnet, int]]) -> Cost:
     """Of one pass per subnet, each on images of its own side: nothing is shared."""
     flops, calls = 0.0, 0
     for subnet, side in passes:
-        stem, blocks, head = _side_costs(network, side)
-        flops += stem + sum(blocks[ref] for ref in subnet) + head
+        costs = side_costs(network, side)
+        flops += costs.stem + sum(map(costs.block, subnet)) + costs.head
         calls += len(subnet)
     return Cost(flops, calls)
 

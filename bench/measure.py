@@ -1,4 +1,4 @@
-"""Measuring one call: seconds, FLOPs, peak memory; and the precision a device works in."""
+"""Measuring one call: seconds, joules, peak memory; and the precision a device works in."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
-from torch.utils.flop_counter import FlopCounterMode
 
 from fasttrain import hardware
 from fasttrain.errors import ConfigError
+from fasttrain.telemetry import nvml
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler's own notices are not the bench's
 
@@ -68,16 +68,6 @@ def seconds(device: torch.device, call: Callable[[], object]) -> float:
     return time.perf_counter() - begin
 
 
-def flops(call: Callable[[], object]) -> int:
-    """Floating-point operations of the matrix products and convolutions in one call, a multiply-add as two.
-
-    Only shapes matter: on tensors of the meta device nothing is computed.
-    """
-    with FlopCounterMode(display=False) as counter:
-        call()
-    return counter.get_total_flops()
-
-
 def storage_bytes(tensors: Iterable[Tensor]) -> int:
     """Bytes behind some tensors, shared storage counted once."""
     storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
@@ -110,14 +100,9 @@ def energy(device: torch.device, call: Callable[[], object], least: float = 2.0)
 
 def _energy_counter(device: torch.device) -> Callable[[], float]:
     try:
-        import pynvml
-
-        pynvml.nvmlInit()
-        handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
-        pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)
-    except Exception:  # no package, driver or counter: time is measured all the same
+        return nvml.find(device).joules
+    except nvml.Unavailable:  # time is measured all the same
         return lambda: math.nan
-    return lambda: pynvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1000
 
 
 def peak_bytes(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import os
 import platform
 import re
@@ -17,6 +18,7 @@ from typing import Any
 import torch
 
 from fasttrain.errors import ConfigError, DataError
+from fasttrain.telemetry import nvml
 
 PLACE = ("device", "threads", "driver", "power_limit_w", "torch", "python", "date", "commit", "n")
 """Last columns of every benchmark's CSV: where, with what and when; `n`: calls behind the value."""
@@ -181,16 +183,12 @@ def commit() -> str:
 
 def _driver_and_power_limit(device: torch.device) -> tuple[str, str]:
     """The driver's version and the power limit in watts; empty on a CPU or without pynvml."""
-    if device.type != "cuda":
+    try:
+        gpu = nvml.find(device)
+    except nvml.Unavailable:
         return "", ""
     try:
-        import pynvml
-    except ImportError:
-        return "", ""
-    try:
-        pynvml.nvmlInit()
-        handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
-        watts = pynvml.nvmlDeviceGetPowerManagementLimit(handle) / 1000
-        return str(pynvml.nvmlSystemGetDriverVersion()), f"{watts:g}"
-    except pynvml.NVMLError:
-        return "", ""
+        limit = gpu.power_limit()
+        return gpu.driver(), "" if math.isnan(limit) else f"{limit:g}"
+    finally:
+        gpu.close()

@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fasttrain import flops
 from fasttrain.errors import ConfigError
 from fasttrain.models import StagedNetwork, TreeForward, create_model
 from fasttrain.subnets import Draw
@@ -362,7 +363,7 @@ def count_flops(mode: Mode, network: StagedNetwork, batch: Batch, draw: Draw) ->
     """FLOPs of a step's forward and backward pass, on a plain network of the meta device."""
     step = train_step(TreeForward(network), mode, torch.device("cpu"), "fp32")
     run = Mode.backward if isinstance(mode, Timm) else type(mode).backward  # timm's network is the same
-    return measure.flops(lambda: run(mode, step, batch, draw))
+    return flops.count(lambda: run(mode, step, batch, draw))
 
 
 def measure_memory(

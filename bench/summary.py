@@ -8,13 +8,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from fasttrain.telemetry.peak import matrix_rate
+
 from .rows import Row
 
 Values = dict[str, dict[str, list[float]]]
-
-
-_MATRIX_RATES = {"H200": 989e12, "H100": 989e12, "A100": 312e12}
-"""Dense bf16 and fp16 FLOP/s by the vendor's data sheets (SXM), by a part of the GPU's name."""
 
 
 def by_mode(rows: Sequence[Row]) -> Values:
@@ -34,7 +32,7 @@ def summarize(rows: Sequence[Row], batch: int) -> list[dict[str, str]]:
     """
     values = by_mode(rows)
     device = str(rows[0]["device"])
-    rate = next((rate for name, rate in _MATRIX_RATES.items() if name in device), math.nan)
+    rate = matrix_rate(device) or math.nan
     return [_line(values, mode, batch, rate) for mode in values]
 
 

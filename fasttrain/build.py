@@ -5,12 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from timm.layers import convert_sync_batchnorm
 
 from . import distributed
 from .checkpoint import load_weights
 from .config import Config
 from .distributed import Process
 from .errors import ConfigError
+from .finite import LateCheck, StatisticsGuard
 from .hardware import Precision, choose_batch_norm, choose_conv1x1, choose_kernels, choose_precision
 from .kernels.normalized_loss import IN_TRITON
 from .kernels.runtime import Kernels
@@ -52,12 +54,14 @@ def build_network(config: Config, classes: int, device: torch.device, world: int
     memory_format = torch.channels_last if config.run.channels_last else torch.contiguous_format
     network = network.to(device=device, memory_format=memory_format)  # type: ignore[call-overload]
     _fuse(config, network, device)
-    return network
+    return convert_sync_batchnorm(network) if config.run.sync_batch_norm else network
 
 
 def _fuse(config: Config, network: StagedNetwork, device: torch.device) -> None:
     precision = choose_precision(config.run.precision, device)
     batch_norm = choose_batch_norm(config.model.batch_norm, device, precision, config.run.channels_last)
+    if config.run.sync_batch_norm:
+        batch_norm = _check_sync(config, device)
     conv1x1 = choose_conv1x1(config.model.conv1x1, batch_norm)
     fused = batch_norm != "torch" and fuse_batch_norms(network, batch_norm)
     if config.model.batch_norm not in ("auto", "torch") and not fused:
@@ -72,10 +76,24 @@ def _fuse(config: Config, network: StagedNetwork, device: torch.device) -> None:
         )
 
 
+def _check_sync(config: Config, device: torch.device) -> str:
+    """The implementation of batch norm where all processes share its statistics: torch's, on a GPU."""
+    if device.type != "cuda":
+        raise ConfigError("run.sync_batch_norm is True; allowed on a CPU: False (torch has it on GPUs alone)")
+    if config.model.batch_norm not in ("auto", "torch"):
+        raise ConfigError(
+            f"run.sync_batch_norm is True with model.batch_norm {config.model.batch_norm!r}; allowed: auto, torch"
+        )
+    return "torch"
+
+
 def _check_batch_norm(config: Config, reduction: int, world: int) -> None:
     """Training-mode batch norm needs two values per channel: two images, or two pixels of one."""
     smallest = min((config.data.crop, *config.method.sizes))
-    local = config.run.batch // world
+    own = config.run.batch // world
+    local = own // config.run.accumulate
+    if own and not local:
+        raise ConfigError(f"run.accumulate is {config.run.accumulate}; allowed: up to the {own} images per process")
     seen = local if config.method.name == "common" else images_seen(config.method.subnet_share, local)
     if seen == 1 and smallest <= reduction:
         share = f" with method.subnet_share {config.method.subnet_share:g}" if seen < local else ""
@@ -120,7 +138,9 @@ def build_step(
     joint = config.method.backward == "joint"
     method = build_method(config, network, loss_kernels(config, process.device))
     return TrainStep(
-        forward=distributed.wrap(network, process, joint=joint),
+        forward=distributed.wrap(
+            network, process, joint=joint, compression=config.run.gradient_compression
+        ),
         method=method,
         optimizer=build_optimizer(network.parameters(), config.optim, process.device),
         schedule=build_schedule(config.optim, config.run.epochs, steps_per_epoch),
@@ -130,6 +150,9 @@ def build_step(
         ema=build_ema(network, config.optim.ema),
         mixing=build_mixing(config.data, network.num_classes, config.run.seed),
         reduce=None if joint else distributed.average_gradients,
+        check=LateCheck(config.run.skip_nonfinite),
+        accumulate=config.run.accumulate,
+        guard=StatisticsGuard(network) if config.run.skip_nonfinite else None,
     )
 
 

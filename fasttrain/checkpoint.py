@@ -1,21 +1,29 @@
-"""Checkpoints: files of tensors and primitives, written whole or not at all, read without running code."""
+"""Checkpoints: files of tensors and primitives, written whole or not at all, read without running code.
+
+A training checkpoint `X.pt` has a manifest `X.json`, written after it, with its SHA-256 and what it is of: one
+flipped bit would load silently.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import io
+import json
 import os
 import pickle
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .errors import CheckpointError, ConfigError, RunError
 
-FORMAT = 1
+FORMAT = 2
 CONTENTS = {
     "config": dict,
     "classes": list,
@@ -28,8 +36,40 @@ CONTENTS = {
 """What a training checkpoint holds at least."""
 
 
-def save(path: Path, state: dict[str, Any]) -> None:
-    """Write `state` to a temporary file beside `path`, then put it in place.
+@dataclass(frozen=True, slots=True)
+class Written:
+    """A file that was written whole: SHA-256 of its content, in hexadecimal, and its bytes."""
+
+    sha256: str
+    bytes: int
+
+
+class _Hashed:
+    """A file to write to that hashes what goes through."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file, self.sha256, self.bytes = file, hashlib.sha256(), 0
+
+    def write(self, data: bytes) -> int:
+        self.sha256.update(data)
+        self.bytes += len(data)
+        return self.file.write(data)
+
+    def flush(self) -> None:
+        self.file.flush()
+
+
+def save(path: Path, state: dict[str, Any]) -> Written:
+    """Write `state` whole, or leave what was at `path` untouched.
+
+    Raises:
+        CheckpointError: the file could not be written.
+    """
+    return write_whole(path, lambda file: torch.save({"format": FORMAT, **state}, file))
+
+
+def write_whole(path: Path, write: Callable[[Any], object]) -> Written:
+    """Let `write` fill a temporary file beside `path`, and put it in place once the disk has it.
 
     Raises:
         CheckpointError: the file could not be written; what was at `path` is untouched.
@@ -38,10 +78,12 @@ def save(path: Path, state: dict[str, Any]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as file:
-            torch.save({"format": FORMAT, **state}, file)
+            hashed = _Hashed(file)
+            write(hashed)
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(path)
+        os.replace(temporary, path)
+        sync_folder(path.parent)
     except (OSError, RuntimeError) as error:
         if isinstance(error.__context__, KeyboardInterrupt):  # torch's writer puts its own error in its place
             raise KeyboardInterrupt from None
@@ -49,6 +91,67 @@ def save(path: Path, state: dict[str, Any]) -> None:
     finally:
         with suppress(OSError):  # gone already, unless the writing failed
             temporary.unlink()
+    return Written(hashed.sha256.hexdigest(), hashed.bytes)
+
+
+def sync_folder(folder: Path) -> None:
+    """Bring a folder's entries to the disk, where its file system can."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def manifest_of(path: Path) -> Path:
+    """Where the manifest of a checkpoint lies."""
+    return path.with_suffix(".json")
+
+
+def save_manifest(path: Path, written: Written, about: Mapping[str, Any]) -> None:
+    """Declare the checkpoint at `path` complete.
+
+    Raises:
+        CheckpointError: the manifest could not be written.
+    """
+    values = {"sha256": written.sha256, "bytes": written.bytes, **about}
+    text = json.dumps(values, indent=2) + "\n"
+    write_whole(manifest_of(path), lambda file: file.write(text.encode()))
+
+
+def read(path: Path) -> bytes:
+    """The content of a checkpoint, as its manifest says, if there is one.
+
+    Raises:
+        CheckpointError: it is missing, cannot be read, or is not what was written.
+    """
+    if not os.path.isfile(path):  # unlike Path.is_file, never raises
+        raise CheckpointError(f"no checkpoint at {str(path)[:300]}")
+    try:
+        content = path.read_bytes()
+        manifest = manifest_of(path)
+        wanted = json.loads(manifest.read_text())["sha256"] if manifest.exists() else None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"cannot read the checkpoint {path} and its manifest: {_why(error)}") from None
+    if wanted is not None and hashlib.sha256(content).hexdigest() != wanted:
+        raise CheckpointError(f"{path} is damaged: its SHA-256 is not its manifest's")
+    return content
+
+
+def decode(content: bytes, path: Path) -> dict[str, Any]:
+    """A training checkpoint's state from what `read` gave, on the CPU.
+
+    Raises:
+        CheckpointError: damaged, or of another kind.
+    """
+    state = _parse(io.BytesIO(content), path)
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        raise CheckpointError(f"{path} is not a fasttrain checkpoint of format {FORMAT}")
+    for key, kind in CONTENTS.items():
+        if not isinstance(state.get(key), kind):
+            raise CheckpointError(f"{path} is damaged: it holds no {key}")
+    return state
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -57,13 +160,16 @@ def load(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: missing, damaged, or of another kind.
     """
-    state = _read(path)
-    if not isinstance(state, dict) or state.get("format") != FORMAT:
-        raise CheckpointError(f"{path} is not a fasttrain checkpoint of format {FORMAT}")
-    for key, kind in CONTENTS.items():
-        if not isinstance(state.get(key), kind):
-            raise CheckpointError(f"{path} is damaged: it holds no {key}")
-    return state
+    return decode(read(path), path)
+
+
+def judged_weights(state: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The weights of a state that evaluation judges: their average where the run keeps one."""
+    if state.get("ema") is None:
+        return state["network"]
+    return {
+        name.removeprefix("module."): value for name, value in state["ema"].items() if name != "n_averaged"
+    }
 
 
 @contextmanager
@@ -92,7 +198,9 @@ def load_weights(network: nn.Module, path: Path) -> None:
     Raises:
         CheckpointError: missing, damaged, or of another architecture or number of classes.
     """
-    state = _read(path)
+    if not os.path.isfile(path):
+        raise CheckpointError(f"no checkpoint at {str(path)[:300]}")
+    state = _parse(path, path)
     for key in ("network", "state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
@@ -123,17 +231,18 @@ def load_state(network: nn.Module, state: dict[str, Any], path: Path) -> None:
     network.load_state_dict(state)
 
 
-def _read(path: Path) -> Any:
-    if not os.path.isfile(path):  # unlike Path.is_file, never raises
-        raise CheckpointError(f"no checkpoint at {str(path)[:300]}")
+def _parse(source: Path | BinaryIO, path: Path) -> Any:
+    """What a file holds, on the CPU; `path` names it in messages, and its suffix its format."""
     try:
-        if zipfile.is_zipfile(path) and zipfile.ZipFile(path).testzip():
+        if zipfile.is_zipfile(source) and zipfile.ZipFile(source).testzip():
             raise CheckpointError(f"{path} is damaged: its checksum is wrong")
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
             return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
+        if not isinstance(source, Path):
+            source.seek(0)
+        return torch.load(source, map_location="cpu", weights_only=True)
     except CheckpointError:
         raise
     except pickle.UnpicklingError:

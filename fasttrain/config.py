@@ -64,6 +64,13 @@ def _check_positive(name: str, value: float) -> None:
     _check(0 < value <= LARGEST, name, value, f"above 0, at most {LARGEST:g}")
 
 
+def _is_window(text: str) -> bool:
+    """Whether it is empty, or two growing whole numbers with a colon between."""
+    first, colon, end = text.partition(":")
+    digits = all(part.isascii() and part.isdigit() for part in (first, end))
+    return not text or bool(digits and colon and int(first) < int(end) <= LARGEST)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Data:
     """Where the images are and how they are augmented."""
@@ -368,8 +375,35 @@ class Run:
     """Images per process over which the recipe's batch norm is meant to work; 0: any. A difference warns."""
     log_every: int = 20
     """Steps between two lines of metrics."""
-    resume: bool = False
-    """Go on from the run folder's last checkpoint."""
+    resume: str = "auto"
+    """auto: go on where the run folder stands, or start anew where it holds no checkpoint; never: a run
+    folder that exists is an error; else a checkpoint to start from where the run folder holds none."""
+    save_minutes: float = 15.0
+    """Minutes between two checkpoints within an epoch; 0: none by the clock. Each epoch's end saves too."""
+    save_steps: int = 0
+    """Steps between two checkpoints within an epoch; 0: none by steps."""
+    keep: int = 2
+    """Newest checkpoints that are kept, besides the best."""
+    start_timeout: float = 300.0
+    """Seconds of silence before the first step after which a process ends itself as hung."""
+    step_timeout: float = 100.0
+    """Seconds without a step after which a process ends itself as hung; ten times as long around saving and
+    for each batch of an evaluation."""
+    skip_nonfinite: int = 0
+    """Updates in a row that may be left out because gradients are not finite; 0: the first ends the run."""
+    accumulate: int = 1
+    """Parts that each process's batch is trained in, one after the other: less memory, the same gradients
+    but for batch norm, which works over a part."""
+    sync_batch_norm: bool = False
+    """Batch norm over the batch of all processes (torch's SyncBatchNorm, on GPUs, without fused kernels)."""
+    gradient_compression: Literal["none", "bf16"] = "none"
+    """Type in which gradients travel between processes; bf16: half the bytes, 8 bits of precision."""
+    tensorboard: bool = False
+    """Write scalars for TensorBoard into the run's folder (needs the extra tensorboard)."""
+    wandb: str = ""
+    """Project on Weights & Biases that gets the metrics (needs the extra wandb); empty: none."""
+    profile: str = ""
+    """A:B: trace the steps from A on and before B of this start, counted from 0; empty: none."""
 
     def __post_init__(self) -> None:
         _check_types(self)
@@ -379,6 +413,15 @@ class Run:
         _check_range("run.seed", self.seed, 0, 2**31 - 1)
         _check_range("run.batch_norm_batch", self.batch_norm_batch, 0)
         _check_range("run.log_every", self.log_every, 1)
+        _check(bool(self.resume), "run.resume", self.resume, "auto, never, or a checkpoint's path")
+        _check_range("run.save_minutes", self.save_minutes, 0)
+        _check_range("run.save_steps", self.save_steps, 0)
+        _check_range("run.keep", self.keep, 2)
+        _check_positive("run.start_timeout", self.start_timeout)
+        _check_positive("run.step_timeout", self.step_timeout)
+        _check_range("run.skip_nonfinite", self.skip_nonfinite, 0)
+        _check_range("run.accumulate", self.accumulate, 1, self.batch)
+        _check(_is_window(self.profile), "run.profile", self.profile, "A:B with 0 <= A < B, or nothing")
         _check(
             "/" not in self.name and self.name not in (".", ".."),
             "run.name",

@@ -1,19 +1,28 @@
-"""One process or many: torchrun's environment, DDP, and the few collectives the trainer needs."""
+"""One process or many: torchrun's environment, DDP, and the few collectives the trainer needs.
+
+Tensors of the training are reduced over NCCL on GPUs; flags and bytes go over a gloo group of their own, which
+no GPU has to wait for.
+"""
 
 from __future__ import annotations
 
+import inspect
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 from torch.nn.parallel import DistributedDataParallel
 
-from .errors import ConfigError
+from .config import Run
+from .errors import ConfigError, DistributedError, RunError, error_of
 from .hardware import choose_device
 from .models import StagedNetwork, TreeForward, batch_norms
+from .watchdog import PATIENCE
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,31 +39,169 @@ class Process:
         return self.rank == 0
 
 
-def start(device_setting: str) -> Process:
+class _Joined:
+    """What belongs to the process group that this process is in.
+
+    Attributes:
+        host: the gloo group for flags and bytes.
+        store: torch's key-value store, through which the first failure is told.
+    """
+
+    host: dist.ProcessGroup | None = None
+    store: dist.Store | None = None
+
+
+def start(run: Run) -> Process:
     """Join torchrun's process group (NCCL on GPUs, gloo on CPUs), or run alone outside of torchrun.
 
     Raises:
         ConfigError: no device for this process.
+        DistributedError: the processes did not find each other within `run.start_timeout`.
     """
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    device = choose_device(device_setting, int(os.environ.get("LOCAL_RANK", 0)))
+    device = choose_device(run.device, int(os.environ.get("LOCAL_RANK", 0)))
     if world > 1 and not dist.is_initialized():
+        # The watchdog, which prints where a process hangs, is to be first.
+        timeout = timedelta(seconds=30 + max(run.start_timeout, PATIENCE * run.step_timeout))
+        store, rank, world = next(
+            iter(dist.rendezvous("env://", timeout=timedelta(seconds=0.9 * run.start_timeout)))
+        )
+        _Joined.store = dist.PrefixStore("fasttrain", store)
         dist.init_process_group(
             "nccl" if device.type == "cuda" else "gloo",
+            store=dist.PrefixStore("torch", store),
+            rank=rank,
+            world_size=world,
+            timeout=timeout,
             device_id=device if device.type == "cuda" else None,
         )
+        _Joined.host = dist.new_group(backend="gloo", timeout=timeout)
     return Process(rank, world, device)
-
-
-def processes() -> int:
-    """How many processes the run has."""
-    return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def stop() -> None:
     """Leave the process group, if there is one."""
     if dist.is_initialized():
         dist.destroy_process_group()
+    _Joined.host = _Joined.store = None
+
+
+def is_collectives(error: BaseException) -> bool:
+    """Whether an error tells that another process died or did not come, rather than of a fault here."""
+    if isinstance(error, dist.DistError):
+        return True
+    words = ("gloo", "connection closed by peer", "connection reset by peer", "timed out waiting")
+    return isinstance(error, RuntimeError) and any(word in str(error).lower() for word in words)
+
+
+def tell_failure(status: int, message: str) -> bool:
+    """Tell all processes why the run ends; whether this is the first reason told."""
+    if _Joined.store is None:
+        return True
+    try:
+        ours = f"{status} {message}"
+        return _Joined.store.compare_set("failure", "", ours).decode() == ours
+    except (RuntimeError, ValueError):  # the process that holds the store is gone
+        return False
+
+
+def told_failure() -> tuple[int, str] | None:
+    """The exit status and the message that another process ended with, if it could tell them."""
+    try:
+        if _Joined.store is not None and _Joined.store.check(["failure"]):
+            status, _, message = _Joined.store.get("failure").decode().partition(" ")
+            return int(status), message
+    except RuntimeError:
+        pass
+    return None
+
+
+def from_main(work: Callable[[], bytes], process: Process) -> bytes:
+    """What `work` returns on rank 0, on every process.
+
+    Raises:
+        RunError: that of rank 0, on every process.
+    """
+    if process.world == 1:
+        return work()
+    status, content = 0, b""
+    failure: RunError | None = None
+    if process.is_main:
+        try:
+            content = work()
+        except RunError as error:
+            failure, status, content = error, error.exit_status, str(error).encode()
+    header = torch.tensor([status, len(content)])
+    dist.broadcast(header, 0, group=_Joined.host)
+    status, length = header.tolist()
+    if process.is_main:
+        data = torch.frombuffer(bytearray(content), dtype=torch.uint8) if content else torch.empty(0)
+    else:
+        data = torch.empty(length, dtype=torch.uint8)
+    if length:
+        dist.broadcast(data, 0, group=_Joined.host)
+    if failure is not None:
+        raise failure
+    content = data.numpy().tobytes() if length else b""
+    if status:
+        raise error_of(status, content.decode())
+    return content
+
+
+def to_main(content: bytes, process: Process) -> list[bytes]:
+    """The bytes of every process in the order of their ranks, on rank 0; nothing on the others."""
+    if process.world == 1:
+        return [content]
+    length = torch.tensor([len(content)])
+    lengths = [torch.zeros_like(length) for _ in range(process.world)]
+    dist.all_gather(lengths, length, group=_Joined.host)
+    sizes = [int(each) for each in lengths]
+    padded = torch.zeros(max(sizes), dtype=torch.uint8)
+    padded[: len(content)] = torch.frombuffer(bytearray(content), dtype=torch.uint8)
+    parts = [torch.empty_like(padded) for _ in sizes] if process.is_main else None
+    dist.gather(padded, parts, 0, group=_Joined.host)
+    return [part[:size].numpy().tobytes() for part, size in zip(parts or [], sizes, strict=False)]
+
+
+class Agreement:
+    """The greatest of a number that each process gives at each step, known to all one step later.
+
+    The reduction runs over gloo while the next step is computed: no device and no process is waited for.
+    """
+
+    def __init__(self) -> None:
+        """Nothing is under way."""
+        self._pending: tuple[Tensor, dist.Work] | None = None
+
+    def follow(self, number: int) -> int:
+        """Give this step's number; the greatest of the step before (of this one, if the run is alone)."""
+        if not dist.is_initialized():
+            return number
+        before = self.settle()
+        flag = torch.tensor([number], dtype=torch.int32)
+        work = dist.all_reduce(flag, dist.ReduceOp.MAX, group=_Joined.host, async_op=True)
+        assert work is not None
+        self._pending = flag, work
+        return before
+
+    def now(self, number: int) -> int:
+        """The greatest of all processes' numbers, at once; all wait."""
+        before = self.follow(number)
+        return max(before, self.settle()) if dist.is_initialized() else before
+
+    def settle(self) -> int:
+        """The greatest of the step before; 0 if it is known already."""
+        if self._pending is None:
+            return 0
+        flag, work = self._pending
+        self._pending = None
+        work.wait()
+        return int(flag)
+
+
+def processes() -> int:
+    """How many processes the run has."""
+    return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def local_batch(batch: int, world: int) -> int:
@@ -68,16 +215,42 @@ def local_batch(batch: int, world: int) -> int:
     return batch // world
 
 
-def wrap(network: StagedNetwork, process: Process, *, joint: bool = True) -> nn.Module:
+def wrap(
+    network: StagedNetwork, process: Process, *, joint: bool = True, compression: str = "none"
+) -> nn.Module:
     """The module whose call is a step's forward pass: `TreeForward`, through DDP if there are more processes.
 
     Every step runs the whole main network, so that each parameter has a gradient. Not `joint`: a step has
     several backward passes, which DDP does not know; `average_gradients` follows them.
+
+    Args:
+        network: on its device.
+        process: this one.
+        joint: whether a step has one backward pass.
+        compression: of the gradients on their way: none or bf16.
+
+    Raises:
+        ConfigError: compression of what DDP does not reduce.
     """
+    if compression != "none" and not joint:
+        raise ConfigError(
+            f"run.gradient_compression is {compression!r} with method.backward 'split'; allowed: none, or joint"
+        )
     module = TreeForward(network)
     if process.world == 1 or not joint:
         return module
-    return DistributedDataParallel(module, broadcast_buffers=False, gradient_as_bucket_view=True)
+    ddp = DistributedDataParallel(module, gradient_as_bucket_view=True, **_BUFFERS_APART)  # type: ignore[arg-type]
+    if compression == "bf16":
+        ddp.register_comm_hook(None, bf16_compress_hook)
+    return ddp
+
+
+_BUFFERS_APART = (
+    {"forward_sync_buffers": False}  # torch 2.15's name for it
+    if "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
+    else {"broadcast_buffers": False}
+)
+"""DDP's option that leaves each process its own running statistics."""
 
 
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
@@ -103,6 +276,16 @@ def sum_over_processes(tensors: Iterable[Tensor]) -> None:
     if dist.is_initialized():
         for tensor in tensors:
             dist.all_reduce(tensor)
+
+
+def gather_over_processes(values: Mapping[str, float], device: torch.device) -> list[dict[str, float]]:
+    """The numbers of every process, by rank; all processes give the same names."""
+    own = torch.tensor(list(values.values()), dtype=torch.float64, device=device)
+    rows = [own]
+    if dist.is_initialized():
+        rows = [torch.empty_like(own) for _ in range(dist.get_world_size())]
+        dist.all_gather(rows, own)
+    return [dict(zip(values, row, strict=True)) for row in torch.stack(rows).tolist()]
 
 
 def average_running_statistics(network: nn.Module) -> None:

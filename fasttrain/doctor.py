@@ -19,6 +19,8 @@ from .hardware import (
     triton_fault,
 )
 from .optim import choose_impl
+from .telemetry import nvml
+from .telemetry.environment import variables
 
 
 def report() -> Iterator[tuple[str, str]]:
@@ -35,7 +37,7 @@ def report() -> Iterator[tuple[str, str]]:
     yield "DALI", _version("nvidia-dali-cuda130", "nvidia-dali-cuda120")
     yield "triton", _version("triton")
     yield "timm", _version("timm")
-    yield "NVML", _nvml()
+    yield "NVML", nvml.describe()
     yield "apex", nvidia_apex.found()
     device = choose_device("auto")
     precision = choose_precision("auto", device)
@@ -44,6 +46,7 @@ def report() -> Iterator[tuple[str, str]]:
     batch_norm = choose_batch_norm("auto", device, precision, Run().channels_last)
     loss, sgd = choose_kernels("auto", device), choose_impl("auto", device)
     yield "", f"loss {loss}, batch norm {batch_norm}, SGD {sgd}"
+    yield "environment", " ".join(f"{name}={value}" for name, value in variables().items()) or "plain"
 
 
 def _version(*distributions: str) -> str:
@@ -53,18 +56,3 @@ def _version(*distributions: str) -> str:
         except importlib.metadata.PackageNotFoundError:
             continue
     return f"missing: {distributions[0]}"
-
-
-def _nvml() -> str:
-    try:
-        import pynvml
-
-        pynvml.nvmlInit()
-        try:
-            return f"driver {pynvml.nvmlSystemGetDriverVersion()}, {pynvml.nvmlDeviceGetCount()} GPUs"
-        finally:
-            pynvml.nvmlShutdown()
-    except ImportError:
-        return "missing: nvidia-ml-py"
-    except pynvml.NVMLError as error:
-        return f"not usable here ({error})"

@@ -40,12 +40,35 @@ class OutOfMemoryError(RunError):
 
 
 class DistributedError(RunError):
-    """Another process was lost, or did not answer in time."""
+    """A process of the run died or fell silent, or the processes did not find each other."""
 
     exit_status = 7
 
 
-PREEMPTED = 75
-"""Exit status after SIGTERM or SIGUSR1: saved; the same command goes on."""
-INTERRUPTED = 130
+class Preempted(RunError):
+    """Told to end by SIGTERM or SIGUSR1: saved, and the same command goes on."""
+
+    exit_status = 75
+
+
+class Interrupted(RunError):
+    """Told to end by Ctrl-C: saved likewise."""
+
+    exit_status = 130
+
+
+INTERRUPTED = Interrupted.exit_status
 """Exit status after Ctrl-C."""
+
+_KINDS: dict[int, type[RunError]] = {
+    kind.exit_status: kind
+    for kind in (
+        *(ConfigError, DataError, CheckpointError, NonFiniteError),
+        *(OutOfMemoryError, DistributedError, Preempted, Interrupted),
+    )
+}
+
+
+def error_of(status: int, message: str) -> RunError:
+    """The error that an exit status stands for, as another process told it."""
+    return _KINDS.get(status, RunError)(message)

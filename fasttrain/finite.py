@@ -33,10 +33,20 @@ def guarded_step(optimizer: torch.optim.Optimizer, norm: Tensor) -> None:
 
 
 class LateCheck:
-    """Reads each step's gradient norm after the next step has been queued."""
+    """Reads each step's gradient norm after the next step has been queued.
 
-    def __init__(self) -> None:
-        """Nothing to read yet."""
+    Attributes:
+        skipped: updates left out so far because they were not finite.
+    """
+
+    def __init__(self, allowed: int = 0) -> None:
+        """Nothing to read yet.
+
+        Args:
+            allowed: how many updates in a row may be left out; one more ends the run.
+        """
+        self.allowed, self.skipped = allowed, 0
+        self._in_a_row = 0
         self._pending: tuple[int, Tensor, torch.cuda.Event | None] | None = None
 
     def follow(self, norm: Tensor, step: int) -> None:
@@ -51,7 +61,7 @@ class LateCheck:
             event = torch.cuda.Event()
             event.record()
         before, self._pending = self._pending, (step, host, event)
-        _judge(before)
+        self._judge(before)
 
     def settle(self) -> None:
         """Judge the last step, too.
@@ -60,17 +70,44 @@ class LateCheck:
             NonFiniteError: it was not finite.
         """
         before, self._pending = self._pending, None
-        _judge(before)
+        self._judge(before)
+
+    def _judge(self, pending: tuple[int, Tensor, torch.cuda.Event | None] | None) -> None:
+        if pending is None:
+            return
+        step, norm, event = pending
+        if event is not None:
+            event.synchronize()  # the next step is queued behind it: the device does not run dry
+        if math.isfinite(norm.item()):
+            self._in_a_row = 0
+            return
+        self.skipped += 1
+        self._in_a_row += 1
+        if self._in_a_row > self.allowed:
+            row = f" ({self._in_a_row} in a row)" if self.allowed else ""
+            raise NonFiniteError(
+                f"the gradient's norm became {norm.item()} at step {step + 1}{row}, whose update was left out; "
+                "the checkpoints are from before. A lower --optim.lr, --optim.warmup-epochs or --optim.clip may "
+                "help"
+            )
 
 
-def _judge(pending: tuple[int, Tensor, torch.cuda.Event | None] | None) -> None:
-    if pending is None:
-        return
-    step, norm, event = pending
-    if event is not None:
-        event.synchronize()  # the next step is queued behind it: the device does not run dry
-    if not math.isfinite(norm.item()):
-        raise NonFiniteError(
-            f"the gradient's norm became {norm.item()} at step {step + 1}, whose update was left out; the "
-            "checkpoints are from before. A lower --optim.lr, --optim.warmup-epochs or --optim.clip may help"
-        )
+class StatisticsGuard:
+    """Takes back a step's change of buffers (batch norm's running statistics) if the step was not finite."""
+
+    def __init__(self, module: nn.Module) -> None:
+        """Guard a module's floating-point buffers."""
+        self.module = module
+        self._kept: list[tuple[Tensor, Tensor]] = []
+
+    def keep(self) -> None:
+        """Remember the buffers before a step."""
+        buffers = [each for each in self.module.buffers() if each.is_floating_point()]
+        self._kept = [(each, each.clone()) for each in buffers]
+
+    def take_back(self, norm: Tensor) -> None:
+        """Decide on the device by the gradients' norm: nobody waits."""
+        finite = norm.isfinite()
+        for buffer, kept in self._kept:
+            buffer.copy_(torch.where(finite, buffer, kept))
+        self._kept = []

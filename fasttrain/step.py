@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -10,10 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from .finite import LateCheck, gradient_norm, guarded_step
+from .finite import LateCheck, StatisticsGuard, gradient_norm, guarded_step
 from .hardware import Precision
 from .kernels.normalized_loss import StimulativeLoss
-from .methods import Method, Plan
+from .methods import Method, Pass, Plan
 from .mixing import Mixing
 from .models import frozen_statistics
 from .optim import CosineSchedule
@@ -26,11 +27,13 @@ class StepResult(NamedTuple):
         loss: detached.
         lr: learning rate.
         gradient_norm: L2 norm of all gradients before any clipping, float32 scalar.
+        passes: what ran.
     """
 
     loss: StimulativeLoss
     lr: float
     gradient_norm: Tensor
+    passes: tuple[Pass, ...]
 
 
 @dataclass(slots=True)
@@ -50,6 +53,8 @@ class TrainStep:
         reduce: averages the gradients over the processes after a step in parts (`method.backward` split);
             None: one backward pass, in which DDP does it.
         check: finds out that gradients are not finite, a step late; `check.settle()` at once.
+        accumulate: parts that a batch is trained in, one after the other.
+        guard: of the running statistics, where updates that are not finite may be left out; or None.
     """
 
     forward: nn.Module
@@ -63,6 +68,8 @@ class TrainStep:
     mixing: Mixing | None = None
     reduce: Callable[[Iterable[nn.Parameter]], None] | None = None
     check: LateCheck = field(default_factory=LateCheck)
+    accumulate: int = 1
+    guard: StatisticsGuard | None = None
 
     def __call__(
         self,
@@ -90,42 +97,78 @@ class TrainStep:
         lr = self._set_learning_rate(global_step)
         if self.mixing is not None:
             images, small, targets = self.mixing(images, small, targets, epoch=epoch, step=step)
-        plan = self.method.plan(images, small, epoch=epoch, step=step)
-        loss = self.backward(plan, targets)
+        if self.guard is not None:
+            self.guard.keep()
+        losses, shares = [], []
+        for part in self._parts(images, small, targets):
+            plan = self.method.plan(part.images, part.small, epoch=epoch, step=step)
+            with nullcontext() if part.last else self._unreduced():
+                losses.append(self.backward(plan, part.targets, part.share, last=part.last))
+            shares.append(part.share)
+        loss = losses[0] if len(losses) == 1 else _average(losses, shares)
         norm = self.update()
+        if self.guard is not None:
+            self.guard.take_back(norm)
         if not self.scaler.is_enabled():  # an overflow of fp16 is no fault: the scaler answers it
             self.check.follow(norm, global_step)
-        return StepResult(loss, lr, norm)
+        return StepResult(loss, lr, norm, plan.passes)
 
-    def backward(self, plan: Plan, targets: Tensor) -> StimulativeLoss:
-        """Forward and backward pass of a plan; the gradients stay in `.grad`, the loss comes detached."""
-        return self._joint(plan, targets) if self.reduce is None else self._split(plan, targets)
+    def _parts(self, images: Tensor, small: Sequence[Tensor], targets: Tensor) -> Iterator[_Part]:
+        """The batch in `accumulate` parts, or one part for each image if it has fewer."""
+        count = min(self.accumulate, len(targets))
+        cuts = [each.tensor_split(count) for each in (images, *small, targets)]
+        for index, (image, *smaller, target) in enumerate(zip(*cuts, strict=True)):
+            share = len(target) / len(targets)
+            yield _Part(image, smaller, target, share, index == count - 1)
 
-    def _joint(self, plan: Plan, targets: Tensor) -> StimulativeLoss:
+    def _unreduced(self) -> AbstractContextManager[None]:
+        """DDP leaves the gradients on their process."""
+        ddp = self.forward
+        return ddp.no_sync() if isinstance(ddp, nn.parallel.DistributedDataParallel) else nullcontext()
+
+    def backward(
+        self, plan: Plan, targets: Tensor, share: float = 1.0, *, last: bool = True
+    ) -> StimulativeLoss:
+        """Forward and backward pass of a plan; the gradients stay in `.grad`, the loss comes detached.
+
+        Args:
+            plan: of a batch, or of a part of it.
+            targets: of the same images.
+            share: weight of the part's gradients: its share of the batch.
+            last: whether no part follows, so that the processes' gradients are averaged.
+        """
+        if self.reduce is None:
+            return self._joint(plan, targets, share)
+        loss = self._split(plan, targets, share)
+        if last:
+            self.reduce(self.forward.parameters())
+        return loss
+
+    def _joint(self, plan: Plan, targets: Tensor, share: float) -> StimulativeLoss:
         """One forward and one backward pass; the loss, detached."""
         with self.precision.autocast():
             logits = self.forward(plan.inputs, plan.trees)
-        return self._backward(logits, plan, targets)
+        return self._backward(logits, plan, targets, share)
 
-    def _split(self, plan: Plan, targets: Tensor) -> StimulativeLoss:
+    def _split(self, plan: Plan, targets: Tensor, share: float) -> StimulativeLoss:
         """A forward and a backward pass for each tree; the sum of their losses, detached."""
         main, *rest = plan.parts()
         with self.precision.autocast():
             logits = self.forward(main.inputs, main.trees)
         teacher = logits[0][0].detach()
-        losses = [self._backward(logits, main, targets)]
+        losses = [self._backward(logits, main, targets, share)]
         del logits
         for part in rest:
             with frozen_statistics(self.forward), self.precision.autocast():
                 (own,) = self.forward(part.inputs, part.trees)
-            losses.append(self._backward([[teacher], own], part, targets))
-        assert self.reduce is not None
-        self.reduce(self.forward.parameters())
+            losses.append(self._backward([[teacher], own], part, targets, share))
         return _sum(losses, plan)
 
-    def _backward(self, logits: Sequence[Sequence[Tensor]], plan: Plan, targets: Tensor) -> StimulativeLoss:
+    def _backward(
+        self, logits: Sequence[Sequence[Tensor]], plan: Plan, targets: Tensor, share: float
+    ) -> StimulativeLoss:
         loss = self.method.loss(logits, plan, targets)
-        self.scaler.scale(loss.total).backward()
+        self.scaler.scale(loss.total if share == 1 else share * loss.total).backward()
         return loss._replace(total=loss.total.detach())
 
     def _set_learning_rate(self, global_step: int) -> float:
@@ -156,6 +199,30 @@ class TrainStep:
         if self.ema is not None:
             self.ema.update_parameters(_unwrap(self.forward))
         return norm
+
+
+class _Part(NamedTuple):
+    """A part of a batch: its tensors, its share of the images, and whether it is the last."""
+
+    images: Tensor
+    small: Sequence[Tensor]
+    targets: Tensor
+    share: float
+    last: bool
+
+
+def _average(losses: Sequence[StimulativeLoss], shares: Sequence[float]) -> StimulativeLoss:
+    """The loss of a batch from those of its parts: means by their shares; hits add up."""
+
+    def mean(parts: Iterable[Tensor]) -> Tensor:
+        return torch.stack([share * part for share, part in zip(shares, parts, strict=True)]).sum(0)
+
+    return losses[0]._replace(
+        total=mean(loss.total for loss in losses),
+        main=mean(loss.main for loss in losses),
+        subnets=mean(loss.subnets for loss in losses),
+        hits=torch.stack([loss.hits for loss in losses]).sum(0),
+    )
 
 
 def _unwrap(forward: nn.Module) -> nn.Module:

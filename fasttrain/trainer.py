@@ -24,7 +24,6 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from . import build, checkpoint, distributed, loading
@@ -48,8 +47,7 @@ from .hardware import (
 from .models import FusedBatchNorm, StagedNetwork, batch_norms
 from .optim import choose_impl
 from .pipelines.loader import EvalLoader
-from .step import StepResult
-from .telemetry import Log, RunFolder, Stopwatch
+from .telemetry import Interval, Log, Reporter, RunFolder, check_sinks
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +73,7 @@ FREE_ON_RESUME = (
     *("model.batch_norm", "model.conv1x1", "method.backward", "optim.impl", "run.kernels"),
     *("evaluation.every", "evaluation.batch", "evaluation.subnets", "evaluation.statistics"),
     *("run.name", "run.folder", "run.max_steps", "run.device", "run.log_every", "run.resume"),
+    *("run.tensorboard", "run.wandb", "run.profile"),
 )
 """Fields that may differ when a run is resumed, since they do not change what it trains."""
 
@@ -106,6 +105,7 @@ class Trainer:
 
     def __init__(self, config: Config, process: Process) -> None:
         """Build all parts; nothing is written before all of them fit."""
+        check_sinks(config.run)
         self.config, self.process = config, process
         configure_backends(config.run, process.device)
         self.precision = choose_precision(config.run.precision, process.device)
@@ -131,6 +131,16 @@ class Trainer:
             if config.run.resume:
                 self.folder.drop_records_after(self.position.global_step)
         self.log = Log(self.folder if process.is_main else None)
+        self.reporter = Reporter(
+            config,
+            process,
+            self.folder,
+            self.log,
+            classes=self.network.num_classes,
+            precision=self.precision,
+            steps_per_epoch=self.loader.steps_per_epoch,
+            step=self.position.global_step,
+        )
 
     def fit(self) -> Summary:
         """Train to the end; see the pseudocode above. The status file tells how it ended."""
@@ -143,6 +153,7 @@ class Trainer:
             state = "interrupted"
             raise
         finally:
+            self.reporter.close(state)
             self._close()
             with suppress(OSError):  # it would hide what ended the run
                 self._status(state)
@@ -169,10 +180,11 @@ class Trainer:
         limit = self.config.run.max_steps
         end = min(steps, position.step + limit - position.global_step) if limit else steps
         self.log.start_epoch(position.epoch, self.config.run.epochs, end, position.step)
-        interval = Interval(self.process.device)
+        interval = self.reporter.interval()
         batches = self.loader.epoch(position.epoch, position.step)
         try:
             while position.step < steps and not self._out_of_steps():
+                self.reporter.next_step()
                 with interval.watch.waiting():
                     batch = next(batches)
                 result = self.step(
@@ -191,25 +203,22 @@ class Trainer:
                 if last or position.global_step % self.config.run.log_every == 0:
                     self._report(interval)
         finally:
-            self.log.end_epoch()
+            self.reporter.end_epoch()
         if position.step == steps:
             position.epoch, position.step = position.epoch + 1, 0
 
     def _report(self, interval: Interval) -> None:
         self.step.check.settle()
         metrics = interval.collect()
-        images, seconds = interval.images * self.process.world, metrics.pop("seconds")
-        self.trained = (self.trained[0] + images, self.trained[1] + seconds)
+        images, seconds = self.trained
+        self.trained = (images + metrics["images"], seconds + metrics["seconds"])
         if not math.isfinite(metrics["loss"]):
             raise NonFiniteError(
                 f"the loss became {metrics['loss']} within the steps up to {self.position.global_step}; "
                 f"the checkpoints in {self.folder.last.parent} are from before. A lower --optim.lr, "
                 "--optim.warmup-epochs or --optim.clip may help"
             )
-        metrics["images_per_second"] = images / seconds
-        if self.process.is_main:
-            self.folder.record("train", **asdict(self.position), **metrics)
-        self.log.metrics(_metrics_line(self.position, metrics), _short_line(metrics))
+        self.reporter.train(asdict(self.position), metrics)
         interval.restart()
 
     def _out_of_steps(self) -> bool:
@@ -238,8 +247,7 @@ class Trainer:
             own = estimate_statistics(network, [network.full], self._calibration(), self.precision)
             use_statistics(network, own)
         self.main = evaluate(network, [network.full], self._validation(), self.precision)[0]
-        if self.process.is_main:
-            self.folder.record("evaluation", **asdict(self.position), **asdict(self.main))
+        self.reporter.record("evaluation", asdict(self.position), asdict(self.main))
         self.log.line(
             f"epoch {self.position.epoch}: validation Top-1 {self.main.top1:.3f} %, "
             f"Top-5 {self.main.top5:.3f} %, loss {self.main.loss:.4f}, {self.main.images} images"
@@ -258,9 +266,8 @@ class Trainer:
             self.config.evaluation.statistics,
         )
         for report in reports:
-            if self.process.is_main:
-                each = {"depths": report.depths, "top1": report.top1}
-                self.folder.record("subnets", **asdict(self.position), **report.summary(), **each)
+            each = {"depths": report.depths, "top1": report.top1}
+            self.reporter.record("subnets", asdict(self.position), report.summary() | each)
             self.log.line(subnets_line(report))
         return reports
 
@@ -370,6 +377,7 @@ class Trainer:
             f"global batch {config.run.batch}, {self.loader.steps_per_epoch} steps per epoch"
         )
         self.log.line(self._implementations())
+        self.reporter.announce()
         if self.process.device.type == "cuda" and triton_fault(self.process.device):
             self.log.line(f"warning: Triton's kernels are left out: {triton_fault(self.process.device)}")
         own = config.run.batch // self.process.world
@@ -405,47 +413,6 @@ class Trainer:
         return Summary(str(self.folder.path), self.main, reports, throughput)
 
 
-class Interval:
-    """Sums over the steps between two reports, kept on the device until they are read."""
-
-    def __init__(self, device: torch.device) -> None:
-        """Start."""
-        self.device = device
-        self.watch = Stopwatch()
-        self.restart()
-
-    def restart(self) -> None:
-        """Forget the sums."""
-        self.steps = self.images = 0
-        self.sums = torch.zeros(4, device=self.device)
-        self.lr = 0.0
-
-    def add(self, result: StepResult, images: int) -> None:
-        """Take one step in."""
-        loss = result.loss
-        subnets = loss.subnets.mean() if len(loss.subnets) else loss.main.new_zeros(())
-        self.sums += torch.stack((loss.total, loss.main, subnets, loss.hits[0])).float()
-        self.steps += 1
-        self.images += images
-        self.lr = result.lr
-
-    def collect(self) -> dict[str, float]:
-        """Means over all processes; the one place where the host waits for the device."""
-        sums = torch.cat((self.sums, self.sums.new_tensor([self.steps, self.images])))
-        distributed.sum_over_processes([sums])
-        total, main, subnets, hits, steps, images = sums.tolist()
-        seconds, waiting = self.watch.lap()
-        return {
-            "loss": total / steps,
-            "main_loss": main / steps,
-            "subnet_loss": subnets / steps,
-            "train_top1": 100 * hits / images,
-            "lr": self.lr,
-            "data_wait": waiting,
-            "seconds": seconds,
-        }
-
-
 def _flat(sections: dict[str, Any]) -> dict[str, Any]:
     """Nested configuration as `section.field` to value."""
     flat: dict[str, Any] = {}
@@ -464,17 +431,4 @@ def subnets_line(report: SubnetReport) -> str:
     return (
         f"{len(report.top1)} subnets with {whose} batch-norm statistics: Top-1 mean {report.mean:.2f} %, "
         f"deviation {report.deviation:.2f}, worst {report.worst:.2f} %"
-    )
-
-
-def _short_line(metrics: dict[str, float]) -> str:
-    wait = 100 * metrics["data_wait"]
-    return f"loss {metrics['loss']:.3f} {metrics['images_per_second']:.0f} img/s wait {wait:.0f} %"
-
-
-def _metrics_line(position: Position, metrics: dict[str, float]) -> str:
-    return (
-        f"step {position.global_step}  loss {metrics['loss']:.4f}  main {metrics['main_loss']:.4f}  "
-        f"subnets {metrics['subnet_loss']:.4f}  Top-1 {metrics['train_top1']:.1f} %  lr {metrics['lr']:.4g}  "
-        f"{metrics['images_per_second']:.1f} images/s  data wait {100 * metrics['data_wait']:.1f} %"
     )

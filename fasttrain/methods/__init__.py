@@ -6,7 +6,7 @@ from ..config import Config
 from ..kernels.runtime import Kernels
 from ..models import StagedNetwork
 from .common import Common
-from .method import Method, Plan
+from .method import Method, Pass, Plan
 from .stimulative import Stimulative, images_seen
 
 
@@ -31,4 +31,4 @@ def build_method(config: Config, network: StagedNetwork, kernels: Kernels = "ref
     )
 
 
-__all__ = ["Common", "Method", "Plan", "Stimulative", "build_method", "images_seen"]
+__all__ = ["Common", "Method", "Pass", "Plan", "Stimulative", "build_method", "images_seen"]

@@ -4,12 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
 from ..kernels.normalized_loss import StimulativeLoss
 from ..subnets import PrefixTree
+
+
+class Pass(NamedTuple):
+    """What a plan runs on one of its inputs, without the input itself.
+
+    Attributes:
+        images: how many.
+        side: of them, pixels.
+        tree: the subnets.
+    """
+
+    images: int
+    side: int
+    tree: PrefixTree
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +61,14 @@ class Plan:
             weights = tuple(self.weights[subnet] for subnet in members)
             parts.append(Plan((self.inputs[tree],), (self.trees[tree],), places, weights, trains_main=False))
         return parts
+
+    @property
+    def passes(self) -> tuple[Pass, ...]:
+        """What it runs on each input."""
+        return tuple(
+            Pass(len(images), images.shape[-1], tree)
+            for images, tree in zip(self.inputs, self.trees, strict=True)
+        )
 
     @property
     def block_calls(self) -> int:

@@ -11,12 +11,12 @@ from statistics import fmean
 import pytest
 import torch
 
-from bench import measure
 from bench.__main__ import main
 from bench.costs import meta_network, naive_cost, plain_cost, step_cost
 from bench.growth import CURVES
 from bench.modes import MODES, Setup
 from bench.rows import RESULTS
+from fasttrain import flops
 from fasttrain.recipes.imagenet import FAST_SIZES
 
 SETUP = Setup(6, "space3", 200, FAST_SIZES, seed=0)
@@ -49,7 +49,7 @@ def test_a_plain_step_of_a_basic_block_network() -> None:
     def step() -> None:
         network(torch.empty(1, 3, 32, 32, device="meta")).sum().backward()
 
-    assert plain_cost("cifar_resnet20", 32, 10).flops == measure.flops(step)
+    assert plain_cost("cifar_resnet20", 32, 10).flops == flops.count(step)
 
 
 def test_mobilenets_cost_what_a_whole_step_counts() -> None:
@@ -58,7 +58,7 @@ def test_mobilenets_cost_what_a_whole_step_counts() -> None:
     def step() -> None:
         network(torch.empty(1, 3, 64, 64, device="meta")).sum().backward()
 
-    assert plain_cost("mobilenetv3_small_100", 64).flops == measure.flops(step)
+    assert plain_cost("mobilenetv3_small_100", 64).flops == flops.count(step)
 
 
 def test_subnets_on_half_of_the_batch_cost_half() -> None:

@@ -1,0 +1,156 @@
+"""The checkpoints of one run: which there are, the newest that is sound, and which are kept.
+
+`step-00001234.pt` is complete once `step-00001234.json` is there. `best.pt` is the same file as the step it was
+written at. `last.safetensors` and `best.safetensors` are the weights alone, as evaluation judges them.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from . import checkpoint
+from .checkpoint import manifest_of
+from .errors import CheckpointError
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The newest sound checkpoint: where it is, its content, and what was wrong with newer ones."""
+
+    path: Path
+    content: bytes
+    warnings: list[str] = field(default_factory=list)
+
+
+class Archive:
+    """A folder of checkpoints; one process writes it."""
+
+    def __init__(self, folder: Path, keep: int = 2) -> None:
+        """Name the folder; nothing is read or written yet.
+
+        Args:
+            folder: `checkpoints` in a run's folder.
+            keep: how many of the newest stay.
+        """
+        self.folder, self.keep = folder, keep
+
+    @property
+    def best(self) -> Path:
+        """The checkpoint of the best evaluation."""
+        return self.folder / "best.pt"
+
+    def complete(self) -> list[Path]:
+        """The checkpoints whose writing came to its end, newest first."""
+        paths = sorted(self.folder.glob("step-*.pt"), reverse=True)
+        return [path for path in paths if manifest_of(path).exists()]
+
+    def newest(self) -> Found | None:
+        """The newest checkpoint that is what was written; None where none is complete.
+
+        Raises:
+            CheckpointError: all of them are damaged.
+        """
+        warnings: list[str] = []
+        for path in self.complete():
+            try:
+                content = checkpoint.read(path)
+                checkpoint.decode(content, path)
+                return Found(path, content, warnings)
+            except CheckpointError as error:
+                warnings.append(f"warning: {error}; the checkpoint before it is taken")
+        if warnings:
+            raise CheckpointError(
+                f"no checkpoint of the {len(warnings)} in {self.folder} can be read, so nothing was started: "
+                f"{warnings[0].removeprefix('warning: ').partition(';')[0]}; --run.name starts another run"
+            )
+        return None
+
+    def chosen(self, name: str) -> Path:
+        """The file of `best` or `last`: where there is no best yet, the last.
+
+        Raises:
+            CheckpointError: there is neither.
+        """
+        if name == "best" and self.best.exists():
+            return self.best
+        for path in self.complete():
+            return path
+        raise CheckpointError(f"no checkpoint in {str(self.folder)[:300]}")
+
+    def save(self, step: int, state: dict[str, Any], about: Mapping[str, Any], *, best: bool) -> None:
+        """Write the checkpoint of a step, its manifest last, and remove what is too old.
+
+        Args:
+            step: the global step.
+            state: as a training checkpoint holds it.
+            about: what else the manifest says.
+            best: whether it is the best so far.
+
+        Raises:
+            CheckpointError: something could not be written; older checkpoints are as they were.
+        """
+        path = self.folder / f"step-{step:08}.pt"
+        self._set_aside(path)
+        written = checkpoint.save(path, state)
+        if best:
+            self._save_best(path, written, about)
+        self._save_weights("last", state)
+        if best:
+            self._save_weights("best", state)
+        checkpoint.save_manifest(path, written, about)
+        self._remove_old()
+
+    def _set_aside(self, path: Path) -> None:
+        """A complete checkpoint of the same step, saved before its evaluation, stays until the new one is."""
+        if manifest_of(path).exists():
+            aside = path.with_name(f"{path.stem}-before.pt")  # sorts before it
+            with suppress(OSError):
+                aside.unlink(missing_ok=True)
+                _link(path, aside)
+                os.replace(manifest_of(path), manifest_of(aside))
+
+    def _save_best(self, path: Path, written: checkpoint.Written, about: Mapping[str, Any]) -> None:
+        try:
+            temporary = self.folder / f".best.pt.{os.getpid()}.tmp"
+            _link(path, temporary)
+            manifest_of(self.best).unlink(missing_ok=True)
+            os.replace(temporary, self.best)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            raise CheckpointError(f"cannot write {self.best}: {error.strerror}") from None
+        checkpoint.save_manifest(self.best, written, about)
+
+    def _save_weights(self, name: str, state: Mapping[str, Any]) -> None:
+        from safetensors.torch import save
+
+        weights = {key: value.contiguous() for key, value in checkpoint.judged_weights(state).items()}
+        path = self.folder / f"{name}.safetensors"
+        checkpoint.write_whole(path, lambda file: file.write(save(weights, metadata={"format": "pt"})))
+
+    def _remove_old(self) -> None:
+        for path in self.complete()[self.keep :]:
+            for each in (manifest_of(path), path):  # what has no manifest is no checkpoint
+                with suppress(OSError):
+                    each.unlink()
+
+    def clean(self) -> None:
+        """Remove what a process that was killed left unfinished; for the one process that writes here."""
+        complete = self.complete()
+        strays = [path for path in self.folder.glob("step-*.pt") if path not in complete]
+        for path in (*self.folder.glob(".*.tmp"), *strays):
+            with suppress(OSError):
+                path.unlink()
+
+
+def _link(path: Path, target: Path) -> None:
+    """A hard link, or a copy where the file system has none."""
+    try:
+        os.link(path, target)
+    except OSError:
+        shutil.copyfile(path, target)

@@ -1,0 +1,116 @@
+"""What a step computes: FLOPs of its plan's trees, from each block's at each image size, counted once."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from .methods import Pass
+from .models import StagedNetwork, create_model
+from .subnets import BlockRef, Part
+
+META = torch.device("meta")
+
+
+def count(call: Callable[[], object]) -> int:
+    """Floating-point operations of the matrix products and convolutions in one call, a multiply-add as two.
+
+    Only shapes matter: on tensors of the meta device nothing is computed.
+    """
+    with FlopCounterMode(display=False) as counter:
+        call()
+    return counter.get_total_flops()
+
+
+@functools.cache
+def meta_network(name: str, classes: int = 1000) -> StagedNetwork:
+    """A network without storage; in evaluation mode, in which batch norm takes single pixels.
+
+    Raises:
+        ConfigError: an unknown name.
+    """
+    with META:
+        return create_model(name, classes).eval()
+
+
+class SideCosts:
+    """FLOPs per image, forward and backward, of a network's parts on images of one side.
+
+    Attributes:
+        stem: of the stem; no gradient of the images is computed.
+        head: of the head.
+    """
+
+    def __init__(self, network: StagedNetwork, side: int) -> None:
+        """Count.
+
+        Args:
+            network: a `meta_network`.
+            side: of the images, pixels.
+        """
+        self.network = network
+        self.inputs: dict[tuple[int, int], tuple[int, ...]] = {}
+        name = "".join(map(str, network.stem_modules))
+        self.stem, shape = _count(name, network.stem, (1, 3, side, side), first=True)
+        self.blocks: dict[BlockRef, int] = {}
+        for ref in network.full:
+            self.inputs[ref.stage, ref.block] = shape
+            self.blocks[ref], shape = self._block(ref)
+        name = "".join(map(str, network.head_modules))
+        self.head, _ = _count(name, network.head, shape, first=False)
+
+    def block(self, ref: BlockRef) -> int:
+        """Of one block, or a part of it."""
+        if ref not in self.blocks:
+            self.blocks[ref], _ = self._block(ref)
+        return self.blocks[ref]
+
+    def _block(self, ref: BlockRef) -> _Counted:
+        name = f"{Part(ref.part).name} of {self.network.stages[ref.stage][ref.block]}"
+        run = functools.partial(self.network.run_block, ref)
+        return _count(name, run, self.inputs[ref.stage, ref.block], first=False)
+
+
+@functools.cache
+def side_costs(network: StagedNetwork, side: int) -> SideCosts:
+    """FLOPs of a `meta_network`'s parts on images of one side, counted when first asked for."""
+    return SideCosts(network, side)
+
+
+def passes_flops(network: StagedNetwork, passes: Iterable[Pass]) -> float:
+    """Of one forward and backward pass over trees, for all their images.
+
+    Args:
+        network: a `meta_network`.
+        passes: of a plan.
+    """
+    flops = 0
+    for images, side, tree in passes:
+        costs = side_costs(network, side)
+        blocks = sum(costs.block(node.ref) for node in tree.nodes)
+        flops += images * (costs.stem + blocks + costs.head * len(set(tree.leaves)))
+    return flops
+
+
+_Counted = tuple[int, tuple[int, ...]]
+_COUNTED: dict[tuple[str, tuple[int, ...]], _Counted] = {}
+"""FLOPs and output shape, by a module's description and input shape: equal blocks cost the same."""
+
+
+def _count(name: str, run: Callable[[Tensor], Tensor], shape: tuple[int, ...], *, first: bool) -> _Counted:
+    """Of a forward and backward pass; `first`: its input is images, which have no gradient."""
+    key = name, shape
+    if key not in _COUNTED:
+        shapes = []
+
+        def step() -> None:
+            y = run(torch.empty(shape, device=META, requires_grad=not first))
+            shapes.append(tuple(y.shape))
+            y.sum().backward()
+
+        _COUNTED[key] = count(step), shapes[0]
+    return _COUNTED[key]

@@ -1,0 +1,318 @@
+"""All that a run changes as it trains: captured for a checkpoint, and restored to the bit.
+
+Weights, momentum and averages are equal on all processes and kept once. Each process has its own random numbers,
+batch-norm running statistics (DDP leaves them apart here) and sums of the metrics: they are kept per rank, and
+the mean of the statistics with the weights, for evaluation and for another number of processes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import math
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from . import checkpoint, distributed
+from .config import Config, from_dict, to_dict
+from .distributed import Process
+from .errors import CheckpointError, ConfigError
+from .evaluation import Accuracy
+from .models import StagedNetwork
+from .pipelines.loader import TrainLoader
+from .step import TrainStep
+
+if TYPE_CHECKING:
+    from .trainer import Interval
+
+FREE_ON_RESUME = (
+    *("recipe", "data.train", "data.val", "data.builtin", "data.threads", "data.prefetch"),
+    *("data.hardware_decoder_load", "model.weights"),
+    *("model.batch_norm", "model.conv1x1", "method.backward", "optim.impl", "run.kernels"),
+    *("evaluation.every", "evaluation.batch", "evaluation.subnets", "evaluation.statistics"),
+    *("run.name", "run.folder", "run.max_steps", "run.device", "run.log_every", "run.resume"),
+    *("run.save_minutes", "run.save_steps", "run.keep", "run.start_timeout", "run.step_timeout"),
+    "run.skip_nonfinite",
+)
+"""Fields that may differ when a run is resumed, since they do not change what it trains."""
+
+
+@dataclass(slots=True)
+class Position:
+    """Where a run stands: the next epoch, the next step in it, and the steps done."""
+
+    epoch: int = 0
+    step: int = 0
+    global_step: int = 0
+
+
+@dataclass(slots=True)
+class Progress:
+    """What a run has come to.
+
+    Attributes:
+        position: where it stands.
+        evaluated: the global step of the last evaluation.
+        main: the main network's accuracy there.
+        best: the best Top-1 so far.
+        images, seconds: trained, over all processes, evaluations excluded.
+    """
+
+    position: Position = field(default_factory=Position)
+    evaluated: int = 0
+    main: Accuracy | None = None
+    best: float = -math.inf
+    images: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(slots=True)
+class State:
+    """The parts of a run that change."""
+
+    config: Config
+    process: Process
+    classes: Sequence[str]
+    network: StagedNetwork
+    step: TrainStep
+    loader: TrainLoader
+    interval: Interval
+    progress: Progress = field(default_factory=Progress)
+    _host: dict[str, Tensor] = field(default_factory=dict)
+
+    def capture(self) -> dict[str, Any]:
+        """A copy of everything on the host, which training goes on without changing; on rank 0 alone.
+
+        All processes take part. The next call uses the same memory again.
+        """
+        parts = distributed.to_main(_pack(self._own()), self.process)
+        if not self.process.is_main:
+            return {}
+        ranks = [_unpack(part) for part in parts]
+        ema = self.step.ema
+        state = self._copy(
+            {
+                "network": self.network.state_dict(),
+                "optimizer": self.step.optimizer.state_dict(),
+                "ema": None if ema is None else ema.state_dict(),
+            }
+        )
+        if self.process.device.type == "cuda":
+            torch.cuda.synchronize(self.process.device)
+        state["network"] |= _mean([rank["network"] for rank in ranks])
+        if ema is not None:
+            state["ema"] |= _mean([rank["ema"] for rank in ranks])
+        progress = self.progress
+        return state | {
+            "config": to_dict(self.config),
+            "classes": list(self.classes),
+            "position": asdict(progress.position),
+            "evaluated": progress.evaluated,
+            "main": None if progress.main is None else asdict(progress.main),
+            "best": progress.best,
+            "trained": [progress.images, progress.seconds],
+            "skipped": self.step.check.skipped,
+            "scaler": self.step.scaler.state_dict(),
+            "loader": self.loader.state_dict(),
+            "ranks": ranks,
+        }
+
+    def about(self) -> dict[str, Any]:
+        """What a manifest says besides the hash."""
+        position = self.progress.position
+        return {
+            "step": position.global_step,
+            "epoch": position.epoch,
+            "world_size": self.process.world,
+            "global_batch": self.config.run.batch,
+            "config_sha256": config_hash(self.config),
+            "torch": torch.__version__,
+            "dali": self.loader.fingerprint["dali"],
+        }
+
+    def restore(self, state: Mapping[str, Any], path: Path) -> None:
+        """Stand where a checkpoint stood; to the bit, if it is of as many processes.
+
+        Raises:
+            ConfigError: the run has other settings.
+            CheckpointError: it is of other data, or does not fit.
+        """
+        with checkpoint.restoring(path):
+            recorded = from_dict(state["config"])  # fields that are newer than it get their defaults
+        check_settings(self.config, recorded)
+        if state["classes"] != list(self.classes):
+            raise CheckpointError(f"{path} was trained on other classes than {self.config.data.train}")
+        with checkpoint.restoring(path):
+            checkpoint.load_state(self.network, state["network"], path)
+            self.step.optimizer.load_state_dict(state["optimizer"])
+            self.step.scaler.load_state_dict(state["scaler"])
+            if self.step.ema is not None:
+                self.step.ema.load_state_dict(state["ema"])
+            self.loader.load_state_dict(state["loader"])
+            self.step.check.skipped = int(state["skipped"])
+            self._restore_progress(state)
+            self._restore_own(state["ranks"])
+
+    def _restore_progress(self, state: Mapping[str, Any]) -> None:
+        progress = self.progress
+        progress.position = self._checked(Position(**state["position"]))
+        progress.evaluated = int(state["evaluated"])
+        progress.main = None if state["main"] is None else Accuracy(**state["main"])
+        progress.best = float(state["best"])
+        progress.images, progress.seconds = int(state["trained"][0]), float(state["trained"][1])
+
+    def _checked(self, position: Position) -> Position:
+        """The position, if this run has it: another batch or data set has other steps per epoch."""
+        steps = self.loader.steps_per_epoch
+        if position.epoch * steps + position.step != position.global_step or not 0 <= position.step < steps:
+            raise ValueError(
+                f"it stands at epoch {position.epoch}, step {position.step} ({position.global_step} in all); "
+                f"with this batch and data an epoch has {steps} steps"
+            )
+        return position
+
+    def _own(self) -> dict[str, Any]:
+        """What this process alone has."""
+        ema = self.step.ema
+        return {
+            "random": random_state(self.process.device),
+            "network": dict(self.network.named_buffers()),
+            "ema": None if ema is None else _buffers(ema),
+            "interval": self.interval.state_dict(),
+        }
+
+    def _restore_own(self, ranks: Sequence[Mapping[str, Any]]) -> None:
+        if len(ranks) != self.process.world:
+            seed_process(self.config.run.seed, self.process.rank, self.progress.position.global_step)
+            if self.process.is_main:  # the sums of all are one process's to give
+                self.interval.load_state_dicts([rank["interval"] for rank in ranks])
+            return
+        own = ranks[self.process.rank]
+        _load_buffers(dict(self.network.named_buffers()), own["network"])
+        if self.step.ema is not None:
+            _load_buffers(_buffers(self.step.ema), own["ema"])
+        self.interval.load_state_dicts([own["interval"]])
+        set_random_state(own["random"], self.process.device)
+
+    def _copy(self, value: Any, name: str = "") -> Any:
+        """Nested values with tensors copied to memory of the host that is used again."""
+        if isinstance(value, Tensor):
+            host = self._host.get(name)
+            if host is None or host.shape != value.shape or host.dtype != value.dtype:
+                host = torch.empty_like(value, device="cpu", pin_memory=value.is_cuda)
+                self._host[name] = host
+            return host.copy_(value, non_blocking=True)
+        if isinstance(value, dict):
+            return {key: self._copy(each, f"{name}/{key}") for key, each in value.items()}
+        if isinstance(value, list | tuple):
+            return type(value)(self._copy(each, f"{name}/{index}") for index, each in enumerate(value))
+        return value
+
+
+def _buffers(ema: nn.Module) -> dict[str, Tensor]:
+    return {name: value for name, value in ema.named_buffers() if name != "n_averaged"}
+
+
+def _load_buffers(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> None:
+    for name, buffer in ours.items():
+        buffer.copy_(theirs[name])
+
+
+def _mean(ranks: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """The mean of each buffer over the ranks; what is no floating-point number is equal on all."""
+    first = ranks[0]
+    return {
+        name: torch.stack([rank[name].double() for rank in ranks]).mean(0).to(value.dtype)
+        if value.is_floating_point()
+        else value
+        for name, value in first.items()
+    }
+
+
+def _pack(value: Any) -> bytes:
+    file = io.BytesIO()
+    torch.save(value, file)
+    return file.getvalue()
+
+
+def _unpack(content: bytes) -> Any:
+    return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+
+
+def random_state(device: torch.device) -> dict[str, Any]:
+    """Where Python's, NumPy's and torch's generators stand, as plain numbers and tensors."""
+    version, words, gauss = random.getstate()
+    numpy = np.random.get_state(legacy=False)
+    assert isinstance(numpy, dict)
+    return {
+        "python": [version, list(words), gauss],
+        "numpy": [
+            torch.from_numpy(numpy["state"]["key"].astype(np.int64)),
+            int(numpy["state"]["pos"]),
+            int(numpy["has_gauss"]),
+            float(numpy["gauss"]),
+        ],
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
+    }
+
+
+def set_random_state(state: Mapping[str, Any], device: torch.device) -> None:
+    """The inverse of `random_state`."""
+    version, words, gauss = state["python"]
+    random.setstate((version, tuple(words), gauss))
+    key, position, has_gauss, cached = state["numpy"]
+    np.random.set_state(("MT19937", key.numpy().astype(np.uint32), position, has_gauss, cached))
+    torch.set_rng_state(state["torch"])
+    if device.type == "cuda" and state["cuda"] is not None:
+        torch.cuda.set_rng_state(state["cuda"], device)
+
+
+def seed_process(seed: int, rank: int, global_step: int) -> None:
+    """Start a process's generators: different for each rank, and for each step a run is taken up at."""
+    own = int(np.random.SeedSequence((seed, rank, global_step)).generate_state(1)[0])
+    random.seed(own)
+    np.random.seed(own)
+    torch.manual_seed(own)
+
+
+def config_hash(config: Config) -> str:
+    """SHA-256 of the settings that a resume may not change."""
+    decisive = {name: value for name, value in flat(to_dict(config)).items() if name not in FREE_ON_RESUME}
+    return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
+
+
+def check_settings(config: Config, recorded: Config) -> None:
+    """A resumed run has the settings it was started with, but for those of `FREE_ON_RESUME`.
+
+    Raises:
+        ConfigError: another setting differs.
+    """
+    ours, theirs = flat(to_dict(config)), flat(to_dict(recorded))
+    differing = [name for name in ours if name not in FREE_ON_RESUME and ours[name] != theirs.get(name)]
+    if differing:
+        named = [f"{name} is {ours[name]!r}, was {theirs.get(name)!r}" for name in differing[:3]]
+        raise ConfigError(
+            f"cannot resume with other settings: {', '.join(named)}; allowed: the run's own (fasttrain train "
+            "RUN/config.json), or another --run.name for another run"
+        )
+
+
+def flat(sections: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested configuration as `section.field` to value."""
+    values: dict[str, Any] = {}
+    for name, value in sections.items():
+        values |= (
+            {f"{name}.{key}": each for key, each in value.items()}
+            if isinstance(value, dict)
+            else {name: value}
+        )
+    return values
