@@ -11,6 +11,7 @@ import importlib.machinery
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
@@ -30,6 +31,20 @@ def _crash() -> None:
     raise RuntimeError("a fault was asked for")
 
 
+def _pause() -> None:
+    """So long that a test can do something meanwhile."""
+    time.sleep(8)
+
+
+def _is_first() -> bool:
+    """Whether the fault has not happened yet, where FAULT_ONCE names a file that remembers it."""
+    once = os.environ.get("FAULT_ONCE")
+    try:
+        return not once or bool(open(f"{once}-{os.environ.get('RANK', '0')}", "x"))  # noqa: SIM115
+    except FileExistsError:
+        return False
+
+
 FAULTS: dict[str, Callable[[], None]] = {
     "kill": _send(signal.SIGKILL),
     "stop": _send(signal.SIGSTOP),
@@ -38,6 +53,7 @@ FAULTS: dict[str, Callable[[], None]] = {
     "int": _send(signal.SIGINT),
     "oom": _out_of_memory,
     "crash": _crash,
+    "pause": _pause,
 }
 
 
@@ -49,7 +65,7 @@ def _install_fault(what: str, rank: str, at: int) -> None:
     original = TrainStep.__call__
 
     def step(self: Any, images: Any, *arguments: Any, global_step: int, **named: Any) -> Any:
-        if global_step == at:
+        if global_step == at and _is_first():
             if what == "nan":
                 images = images * float("nan")
             else:
