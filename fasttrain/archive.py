@@ -1,7 +1,7 @@
 """The checkpoints of one run: which there are, the newest that is sound, and which are kept.
 
-`step-00001234.pt` is complete once `step-00001234.json` is there. `best.pt` is the same file as the step it was
-written at. `last.safetensors` and `best.safetensors` are the weights alone, as evaluation judges them.
+`step-00001234.pt` is complete once `step-00001234.json` is there. `best.pt` is a link to the file of
+its step. `last.safetensors` and `best.safetensors`: the weights alone, as evaluation judges them.
 """
 
 from __future__ import annotations

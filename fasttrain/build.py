@@ -82,7 +82,8 @@ def _check_sync(config: Config, device: torch.device) -> str:
         raise ConfigError("run.sync_batch_norm is True; allowed on a CPU: False (torch has it on GPUs alone)")
     if config.model.batch_norm not in ("auto", "torch"):
         raise ConfigError(
-            f"run.sync_batch_norm is True with model.batch_norm {config.model.batch_norm!r}; allowed: auto, torch"
+            f"run.sync_batch_norm is True with model.batch_norm {config.model.batch_norm!r}; allowed: "
+            "auto, torch"
         )
     return "torch"
 
@@ -93,7 +94,9 @@ def _check_batch_norm(config: Config, reduction: int, world: int) -> None:
     own = config.run.batch // world
     local = own // config.run.accumulate
     if own and not local:
-        raise ConfigError(f"run.accumulate is {config.run.accumulate}; allowed: up to the {own} images per process")
+        raise ConfigError(
+            f"run.accumulate is {config.run.accumulate}; allowed: up to the {own} images per process"
+        )
     seen = local if config.method.name == "common" else images_seen(config.method.subnet_share, local)
     if seen == 1 and smallest <= reduction:
         share = f" with method.subnet_share {config.method.subnet_share:g}" if seen < local else ""
@@ -138,9 +141,7 @@ def build_step(
     joint = config.method.backward == "joint"
     method = build_method(config, network, loss_kernels(config, process.device))
     return TrainStep(
-        forward=distributed.wrap(
-            network, process, joint=joint, compression=config.run.gradient_compression
-        ),
+        forward=distributed.wrap(network, process, joint=joint, compression=config.run.gradient_compression),
         method=method,
         optimizer=build_optimizer(network.parameters(), config.optim, process.device),
         schedule=build_schedule(config.optim, config.run.epochs, steps_per_epoch),

@@ -1,7 +1,7 @@
 """Checkpoints: files of tensors and primitives, written whole or not at all, read without running code.
 
-A training checkpoint `X.pt` has a manifest `X.json`, written after it, with its SHA-256 and what it is of: one
-flipped bit would load silently.
+A training checkpoint `X.pt` has a manifest `X.json`, written after it, with its SHA-256 and what it is of:
+without a hash one flipped bit would load silently.
 """
 
 from __future__ import annotations

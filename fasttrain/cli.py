@@ -8,22 +8,24 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
 import tyro
 from rich.console import Console
 
+from . import signals
 from .config import Config, to_dict
-from .errors import INTERRUPTED, ConfigError, OutOfMemoryError, RunError
+from .errors import INTERRUPTED, ConfigError, RunError
 from .orphans import end_with_launcher
 from .recipes import RECIPES, describe, recipe
+from .status import tell_exit
 
 if TYPE_CHECKING:
     from .reevaluate import Verdict
 
 USAGE = """usage: fasttrain COMMAND ...
 
-  train RECIPE [--resume] [--section.field value ...]   train; RECIPE may be a run's config.json
+  train RECIPE [--section.field value ...]              train, or go on; RECIPE may be a run's config.json
   check RECIPE [--section.field value ...]              look for mistakes in a run before it is started
         [--processes N] [--nodes N]                     with N processes on each of N machines
   evaluate RUN [--help]                                 evaluate a run's main network and subnets
@@ -48,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         _dispatch(arguments[0], arguments[1:])
         sys.stdout.flush()
     except RunError as error:
-        _fail(str(error), error.exit_status)
+        _fail(str(error), error.exit_status, error.speaks)
     except KeyboardInterrupt:
         _fail("interrupted", INTERRUPTED)
     except BrokenPipeError:  # the reader of our output has gone: `| head`
@@ -56,6 +58,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(1)
     except OSError as error:
         _fail(str(error), 1)
+    except SystemExit as error:
+        if error.code:  # tyro has said what is wrong
+            tell_exit(ConfigError.exit_status, "a wrong command line")
+        raise
+    except Exception as error:  # a fault of the program: its traceback is shown
+        tell_exit(RunError.exit_status, f"{type(error).__name__}: {error}")
+        raise
+    if arguments[0] == "train":
+        tell_exit(0, "done")
 
 
 def _dispatch(command: str, rest: list[str]) -> None:
@@ -77,16 +88,18 @@ def _dispatch(command: str, rest: list[str]) -> None:
     commands[command](rest)
 
 
-def _fail(message: str, status: int) -> None:
-    if int(os.environ.get("RANK", 0)) == 0:
-        print(f"fasttrain: {message}", file=sys.stderr)
+def _fail(message: str, status: int, speaks: bool | None = None) -> NoReturn:
+    rank = int(os.environ.get("RANK", 0))
+    if rank == 0 if speaks is None else speaks:
+        print(f"fasttrain: {f'rank {rank}: ' if rank else ''}{message}", file=sys.stderr)
+    tell_exit(status, message)
     sys.exit(status)
 
 
 def _configure(command: str, rest: list[str]) -> Config:
     if not rest or rest[0].startswith("-"):
         raise ConfigError(f"{command} needs a recipe; allowed: {', '.join(RECIPES)}, or a run's config.json")
-    overrides = ["--run.resume" if entry == "--resume" else entry for entry in rest[1:]]
+    overrides = [word for entry in rest[1:] for word in _RESUME.get(entry, (entry,))]
     return tyro.cli(
         Config,
         prog=f"fasttrain {command} {rest[0]}",
@@ -96,20 +109,17 @@ def _configure(command: str, rest: list[str]) -> Config:
     )
 
 
+_RESUME = {"--resume": ("--run.resume", "auto")}
+"""An older name of what is the default now."""
+
+
 def _train(rest: list[str]) -> None:
     config = _configure("train", rest)
     end_with_launcher()
-    import torch
+    with signals.caught() as caught:  # before torch, whose import takes seconds
+        from .trainer import train
 
-    from .trainer import train
-
-    try:
-        train(config)
-    except torch.OutOfMemoryError:
-        peak = torch.cuda.max_memory_allocated() / 2**30
-        raise OutOfMemoryError(
-            f"out of GPU memory at {peak:.1f} GiB with run.batch {config.run.batch}; lower --run.batch"
-        ) from None
+        train(config, caught)
 
 
 def _check(rest: list[str]) -> None:
@@ -138,7 +148,7 @@ class _Evaluate:
     run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """The run's folder, or one checkpoint file."""
     checkpoint: Literal["best", "last"] = "best"
-    """Which of the folder's checkpoints."""
+    """Which of the folder's checkpoints; the last where there is no best."""
     val: str = ""
     """Validation images; empty: as in the run."""
     train: str = ""
@@ -161,6 +171,7 @@ def _evaluate(rest: list[str]) -> None:
         raise ConfigError(
             f"--subnets {options.subnets} --batch {options.batch}; allowed: at least -1, at least 0"
         )
+    from .archive import Archive
     from .reevaluate import evaluate_checkpoint
     from .trainer import subnets_line
 
@@ -168,7 +179,7 @@ def _evaluate(rest: list[str]) -> None:
         raise ConfigError(f"--output is {options.output}; allowed: a file in a folder that exists")
     path = options.run
     if not os.path.isfile(path):
-        path = path / "checkpoints" / f"{options.checkpoint}.pt"
+        path = Archive(path / "checkpoints").chosen(options.checkpoint)
     verdict = evaluate_checkpoint(
         path,
         train=options.train,

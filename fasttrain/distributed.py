@@ -1,7 +1,7 @@
 """One process or many: torchrun's environment, DDP, and the few collectives the trainer needs.
 
-Tensors of the training are reduced over NCCL on GPUs; flags and bytes go over a gloo group of their own, which
-no GPU has to wait for.
+Tensors of the training are reduced over NCCL on GPUs; flags and bytes go over a gloo group of their own,
+which no GPU has to wait for.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def start(run: Run) -> Process:
             timeout=timeout,
             device_id=device if device.type == "cuda" else None,
         )
-        _Joined.host = dist.new_group(backend="gloo", timeout=timeout)
+        _Joined.host = dist.new_group(backend="gloo", timeout=timeout)  # type: ignore[assignment]
     return Process(rank, world, device)
 
 
@@ -94,26 +94,29 @@ def is_collectives(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(word in str(error).lower() for word in words)
 
 
-def tell_failure(status: int, message: str) -> bool:
-    """Tell all processes why the run ends; whether this is the first reason told."""
-    if _Joined.store is None:
-        return True
+def told(error: Exception) -> Exception:
+    """Tell all processes why this one ends, unless another has told; the error to end with.
+
+    The first to tell speaks. One that only noticed ends with the reason that was told.
+    """
+    status = error.exit_status if isinstance(error, RunError) else RunError.exit_status
+    ours = f"{status} {first_line(error)}"
     try:
-        ours = f"{status} {message}"
-        return _Joined.store.compare_set("failure", "", ours).decode() == ours
-    except (RuntimeError, ValueError):  # the process that holds the store is gone
-        return False
+        first = _Joined.store.compare_set("failure", "", ours).decode() if _Joined.store else ""
+    except RuntimeError:  # the process that holds the store is gone
+        first = ""
+    if not first or not isinstance(error, RunError):
+        return error
+    if isinstance(error, DistributedError):
+        cause, _, message = first.partition(" ")
+        error = error_of(int(cause), message)
+    error.speaks = first == ours
+    return error
 
 
-def told_failure() -> tuple[int, str] | None:
-    """The exit status and the message that another process ended with, if it could tell them."""
-    try:
-        if _Joined.store is not None and _Joined.store.check(["failure"]):
-            status, _, message = _Joined.store.get("failure").decode().partition(" ")
-            return int(status), message
-    except RuntimeError:
-        pass
-    return None
+def first_line(error: BaseException) -> str:
+    """Of an error's message; its type's name where it has none."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 def from_main(work: Callable[[], bytes], process: Process) -> bytes:
@@ -234,7 +237,8 @@ def wrap(
     """
     if compression != "none" and not joint:
         raise ConfigError(
-            f"run.gradient_compression is {compression!r} with method.backward 'split'; allowed: none, or joint"
+            f"run.gradient_compression is {compression!r} with method.backward 'split'; allowed: "
+            "none, or joint"
         )
     module = TreeForward(network)
     if process.world == 1 or not joint:
@@ -292,11 +296,14 @@ def average_running_statistics(network: nn.Module) -> None:
     """Give all processes the mean of their batch-norm running statistics, which DDP here leaves apart."""
     if not dist.is_initialized():
         return
-    for layer in batch_norms(network):
-        for buffer in (layer.running_mean, layer.running_var):
-            assert buffer is not None
-            dist.all_reduce(buffer)
-            buffer /= dist.get_world_size()
+    buffers = [each for layer in batch_norms(network) for each in (layer.running_mean, layer.running_var)]
+    statistics = [each for each in buffers if each is not None]
+    # In float64 the mean of equal numbers is that number: doing it again, after a resume, changes nothing.
+    flat = torch.cat([each.double() for each in statistics])
+    dist.all_reduce(flat)
+    flat /= dist.get_world_size()
+    for buffer, mean in zip(statistics, flat.split([len(each) for each in statistics]), strict=True):
+        buffer.copy_(mean)
 
 
 def barrier() -> None:

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 
 class RunError(Exception):
-    """Ends the run: the message names what was given and what is allowed; no traceback is shown."""
+    """Ends the run: the message names what was given and what is allowed; no traceback is shown.
+
+    Attributes:
+        speaks: whether this process shows the message; None: the first of the run's.
+    """
 
     exit_status = 1
+    speaks: bool | None = None
 
 
 class ConfigError(RunError, ValueError):

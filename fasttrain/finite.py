@@ -86,9 +86,9 @@ class LateCheck:
         if self._in_a_row > self.allowed:
             row = f" ({self._in_a_row} in a row)" if self.allowed else ""
             raise NonFiniteError(
-                f"the gradient's norm became {norm.item()} at step {step + 1}{row}, whose update was left out; "
-                "the checkpoints are from before. A lower --optim.lr, --optim.warmup-epochs or --optim.clip may "
-                "help"
+                f"the gradient's norm became {norm.item()} at step {step + 1}{row}, whose update was left "
+                "out; the checkpoints are from before. A lower --optim.lr, --optim.warmup-epochs or "
+                "--optim.clip may help"
             )
 
 

@@ -30,8 +30,8 @@ def lock(folder: Path) -> TextIO | None:
         owner = file.read(200).strip()
         file.close()
         raise ConfigError(
-            f"{folder} is being written by another process ({owner}); allowed: to wait for its end, or another "
-            "--run.name"
+            f"{folder} is being written by another process ({owner}); allowed: to wait for its end, or "
+            "another --run.name"
         ) from None
     except OSError:  # some network file systems
         file.close()

@@ -52,7 +52,7 @@ def evaluate_checkpoint(
     with checkpoint.restoring(path):
         recorded = from_dict(state["config"])
     config = _override(recorded, train, val, batch, device)
-    process = distributed.start(config.run.device)
+    process = distributed.start(config.run)
     try:
         configure_backends(config.run, process.device)
         precision = choose_precision(config.run.precision, process.device)
@@ -63,7 +63,7 @@ def evaluate_checkpoint(
             raise CheckpointError(f"{path} was trained on other classes than {config.data.train} holds")
         network = build.build_network(config, len(state["classes"]), process.device)
         with checkpoint.restoring(path):
-            checkpoint.load_state(network, _weights(state), path)
+            checkpoint.load_state(network, checkpoint.judged_weights(state), path)
         chosen = build.subnets_to_evaluate(config, network, subnets)
         loader = loading.build_eval_loader(config, folders.val, process, precision.image_dtype)
 
@@ -89,16 +89,7 @@ def evaluate_checkpoint(
 def _override(config: Config, train: str, val: str, batch: int, device: str) -> Config:
     data = replace(config.data, train=train or config.data.train, val=val or config.data.val)
     evaluation = replace(config.evaluation, batch=batch or config.evaluation.batch)
-    run = replace(config.run, device=device, resume=False)  # type: ignore[arg-type]
+    run = replace(config.run, device=device, sync_batch_norm=False)  # type: ignore[arg-type]
     # evaluation has no use for fused convolutions, and another device may not run them
     model = replace(config.model, weights="", conv1x1="torch")
     return replace(config, data=data, evaluation=evaluation, run=run, model=model)
-
-
-def _weights(state: dict) -> dict[str, Tensor]:
-    """The weight average where the run kept one, as training evaluates it; else the weights."""
-    if state.get("ema") is None:
-        return state["network"]
-    return {
-        name.removeprefix("module."): value for name, value in state["ema"].items() if name != "n_averaged"
-    }

@@ -1,8 +1,8 @@
 """All that a run changes as it trains: captured for a checkpoint, and restored to the bit.
 
-Weights, momentum and averages are equal on all processes and kept once. Each process has its own random numbers,
-batch-norm running statistics (DDP leaves them apart here) and sums of the metrics: they are kept per rank, and
-the mean of the statistics with the weights, for evaluation and for another number of processes.
+Weights, momentum and averages are equal on all processes and kept once. Each process has its own random
+numbers, batch-norm running statistics (DDP leaves them apart here) and sums of the metrics: they are kept per
+rank, and the mean of the statistics with the weights, for evaluation and for another number of processes.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,9 +29,7 @@ from .evaluation import Accuracy
 from .models import StagedNetwork
 from .pipelines.loader import TrainLoader
 from .step import TrainStep
-
-if TYPE_CHECKING:
-    from .trainer import Interval
+from .telemetry import Interval
 
 FREE_ON_RESUME = (
     *("recipe", "data.train", "data.val", "data.builtin", "data.threads", "data.prefetch"),
@@ -39,6 +37,7 @@ FREE_ON_RESUME = (
     *("model.batch_norm", "model.conv1x1", "method.backward", "optim.impl", "run.kernels"),
     *("evaluation.every", "evaluation.batch", "evaluation.subnets", "evaluation.statistics"),
     *("run.name", "run.folder", "run.max_steps", "run.device", "run.log_every", "run.resume"),
+    *("run.tensorboard", "run.wandb", "run.profile"),
     *("run.save_minutes", "run.save_steps", "run.keep", "run.start_timeout", "run.step_timeout"),
     "run.skip_nonfinite",
 )
@@ -76,7 +75,7 @@ class Progress:
 
 @dataclass(slots=True)
 class State:
-    """The parts of a run that change."""
+    """The parts of a run that change; the `interval` of the metrics comes last, by `report_to`."""
 
     config: Config
     process: Process
@@ -84,9 +83,16 @@ class State:
     network: StagedNetwork
     step: TrainStep
     loader: TrainLoader
-    interval: Interval
+    interval: Interval | None = None
     progress: Progress = field(default_factory=Progress)
+    _sums: tuple[list[Mapping[str, Any]], int] | None = None
     _host: dict[str, Tensor] = field(default_factory=dict)
+
+    def report_to(self, interval: Interval) -> None:
+        """Set the sums of the metrics, with what a checkpoint had of them."""
+        self.interval = interval
+        if self._sums is not None:
+            interval.load_state_dicts(*self._sums)
 
     def capture(self) -> dict[str, Any]:
         """A copy of everything on the host, which training goes on without changing; on rank 0 alone.
@@ -182,6 +188,7 @@ class State:
     def _own(self) -> dict[str, Any]:
         """What this process alone has."""
         ema = self.step.ema
+        assert self.interval is not None
         return {
             "random": random_state(self.process.device),
             "network": dict(self.network.named_buffers()),
@@ -192,14 +199,13 @@ class State:
     def _restore_own(self, ranks: Sequence[Mapping[str, Any]]) -> None:
         if len(ranks) != self.process.world:
             seed_process(self.config.run.seed, self.process.rank, self.progress.position.global_step)
-            if self.process.is_main:  # the sums of all are one process's to give
-                self.interval.load_state_dicts([rank["interval"] for rank in ranks])
+            self._sums = [rank["interval"] for rank in ranks], self.process.world
             return
         own = ranks[self.process.rank]
         _load_buffers(dict(self.network.named_buffers()), own["network"])
         if self.step.ema is not None:
             _load_buffers(_buffers(self.step.ema), own["ema"])
-        self.interval.load_state_dicts([own["interval"]])
+        self._sums = [own["interval"]], 1
         set_random_state(own["random"], self.process.device)
 
     def _copy(self, value: Any, name: str = "") -> Any:

@@ -1,7 +1,7 @@
 """The training loop.
 
 folders, network, loader, step <- built from the configuration
-restore the last checkpoint, if this run is resumed
+restore the newest sound checkpoint, if the run folder holds one
 for each epoch:
     for each batch of the loader:                      # full [B,3,H,W], small list of [B,3,h,h], targets [B]
         learning rate <- schedule(step)
@@ -11,8 +11,9 @@ for each epoch:
         loss <- method.loss(logits, plan, targets)     # main cross-entropy, and KL of each subnet to main
         backward, clip, optimizer, weight average      # ONE backward; gradients reduce meanwhile
         every `log_every` steps: metrics, and stop if the loss is not finite
+        save every `save_steps` and `save_minutes`, in the background; save and leave if a process was told to
     every `evaluation.every` epochs: main network on the validation images
-    save `last`, and `best` when it is
+    save, and keep as the best if it is
 subnets on the validation images
 """
 
@@ -22,14 +23,16 @@ import math
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from typing import Any
+from itertools import count
+from typing import TypeVar
 
 from torch import Tensor
 
-from . import build, checkpoint, distributed, loading
-from .config import Config, from_dict, to_dict
-from .distributed import Process
-from .errors import CheckpointError, ConfigError, NonFiniteError
+from . import build, distributed, loading, signals, status
+from .announcement import announce
+from .config import Config
+from .distributed import Agreement, Process
+from .errors import Interrupted, NonFiniteError, Preempted, RunError
 from .evaluation import (
     Accuracy,
     SubnetReport,
@@ -38,16 +41,17 @@ from .evaluation import (
     evaluate_subnets,
     use_statistics,
 )
-from .hardware import (
-    choose_precision,
-    configure_backends,
-    describe,
-    triton_fault,
-)
-from .models import FusedBatchNorm, StagedNetwork, batch_norms
-from .optim import choose_impl
+from .failures import explained
+from .hardware import choose_precision, configure_backends
+from .keeper import Keeper
+from .models import StagedNetwork
 from .pipelines.loader import EvalLoader
+from .signals import Request, Signals
+from .state import Position, State, seed_process
 from .telemetry import Interval, Log, Reporter, RunFolder, check_sinks
+from .watchdog import Watchdog
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +61,7 @@ class Summary:
     Attributes:
         folder: the run's folder.
         main: the main network's last accuracy; None without validation images.
-        subnets: one report per kind of batch-norm statistics.
+        subnets: one report per kind of batch-norm statistics; none if the run had ended before.
         images_per_second: training throughput over all processes, evaluation excluded; 0 if no step ran.
     """
 
@@ -67,46 +71,52 @@ class Summary:
     images_per_second: float
 
 
-FREE_ON_RESUME = (
-    *("recipe", "data.train", "data.val", "data.builtin", "data.threads", "data.prefetch"),
-    *("data.hardware_decoder_load", "model.weights"),
-    *("model.batch_norm", "model.conv1x1", "method.backward", "optim.impl", "run.kernels"),
-    *("evaluation.every", "evaluation.batch", "evaluation.subnets", "evaluation.statistics"),
-    *("run.name", "run.folder", "run.max_steps", "run.device", "run.log_every", "run.resume"),
-    *("run.tensorboard", "run.wandb", "run.profile"),
-)
-"""Fields that may differ when a run is resumed, since they do not change what it trains."""
+class _Asked(Exception):
+    """A process was told to end, which all know now."""
+
+    def __init__(self, request: Request) -> None:
+        super().__init__(request)
+        self.request = request
 
 
-@dataclass(slots=True)
-class Position:
-    """Where a run stands: the next epoch, the next step in it, and the steps done."""
-
-    epoch: int = 0
-    step: int = 0
-    global_step: int = 0
-
-
-def train(config: Config) -> Summary:
+def train(config: Config, caught: Signals | None = None) -> Summary:
     """Train as configured; under torchrun, one of the processes of the run.
+
+    Args:
+        config: of the run.
+        caught: where signals come to already; None: from now on.
 
     Raises:
         RunError: see `fasttrain.errors`; the run folder keeps its checkpoints.
     """
-    process = distributed.start(config.run.device)
+    if caught is None:
+        with signals.caught() as caught:
+            return train(config, caught)
+    watchdog = Watchdog(config.run.start_timeout, config.run.step_timeout)
+    folder = RunFolder(config)
     try:
-        return Trainer(config, process).fit()
+        with explained(config.run):
+            process = distributed.start(config.run)
+            summary = Trainer(config, process, folder, caught, watchdog).fit()
+            distributed.stop()
+            return summary
+    except Exception as error:
+        raise distributed.told(error) from error.__cause__
     finally:
-        distributed.stop()
+        watchdog.stop()
+        folder.give_back()
 
 
 class Trainer:
     """A run in one process."""
 
-    def __init__(self, config: Config, process: Process) -> None:
+    def __init__(
+        self, config: Config, process: Process, folder: RunFolder, caught: Signals, watchdog: Watchdog
+    ) -> None:
         """Build all parts; nothing is written before all of them fit."""
         check_sinks(config.run)
-        self.config, self.process = config, process
+        self.config, self.process, self.folder = config, process, folder
+        self.signals, self.watchdog = caught, watchdog
         configure_backends(config.run, process.device)
         self.precision = choose_precision(config.run.precision, process.device)
         self.folders = loading.find_images(config, process)
@@ -119,18 +129,21 @@ class Trainer:
         )
         self.subnets = build.subnets_to_evaluate(config, self.network, config.evaluation.subnets)
         self.validation: EvalLoader | None = None
-        self.position = Position()
-        self.main: Accuracy | None = None
-        self.best = -math.inf
-        self.trained = (0, 0.0)  # images and seconds
-        self.folder = RunFolder(config)
-        if config.run.resume:
-            self._restore()
-        if process.is_main:
-            self.folder.create(config)
-            if config.run.resume:
-                self.folder.drop_records_after(self.position.global_step)
+        self.state = State(config, process, self.folders.train.classes, self.network, self.step, self.loader)
+        self.progress = self.state.progress
+        self.agreement = Agreement()
+        self.keeper = Keeper(config, process, self.state, folder)
+        seed_process(config.run.seed, process.rank, 0)
+        notes = self.keeper.restore()
+        self.over = self._finished() and self.keeper.is_over()
+        if not self.over:
+            self.keeper.open()
+            self._open_log(notes)
+
+    def _open_log(self, notes: list[str]) -> None:
+        config, process = self.config, self.process
         self.log = Log(self.folder if process.is_main else None)
+        self.keeper.say = self.log.line
         self.reporter = Reporter(
             config,
             process,
@@ -141,37 +154,67 @@ class Trainer:
             steps_per_epoch=self.loader.steps_per_epoch,
             step=self.position.global_step,
         )
+        self.interval = self.reporter.interval()
+        self.state.report_to(self.interval)
+        parts = self.folders, self.network, self.precision, self.loader.steps_per_epoch
+        for line in (*notes, *announce(config, process, *parts)):
+            self.log.line(line)
+        self.reporter.announce()
+
+    @property
+    def position(self) -> Position:
+        """Where the run stands."""
+        return self.progress.position
 
     def fit(self) -> Summary:
         """Train to the end; see the pseudocode above. The status file tells how it ended."""
-        state = "failed"
+        if self.over:
+            words = f"{self.folder.path} is finished: {self.position.global_step} steps; nothing to do"
+            Log(self.folder if self.process.is_main else None).line(words)
+            return Summary(str(self.folder.path), self.progress.main, [], 0.0)
+        state, exit_status, message = "failed", 1, ""
         try:
-            summary = self._fit()
-            state = "done"
+            with explained(self.config.run):
+                summary = self._fit()
+            state, exit_status = "done", 0
             return summary
-        except KeyboardInterrupt:
-            state = "interrupted"
+        except RunError as error:
+            state = {Preempted: "preempted", Interrupted: "interrupted"}.get(type(error), "failed")
+            exit_status, message = error.exit_status, str(error)
+            raise
+        except BaseException as error:
+            message = f"{type(error).__name__}: {error}"
             raise
         finally:
             self.reporter.close(state)
             self._close()
             with suppress(OSError):  # it would hide what ended the run
-                self._status(state)
+                self._status(state, exit_status=exit_status, message=message)
 
     def _fit(self) -> Summary:
-        self._announce()
         self._status("running")
-        while not self._finished():
-            self._train_epoch()
-            if self._due():
-                self._evaluate_main()
-            self._save()
-        return self._summarize()
+        status.tell_start(self.position.global_step)
+        self.signals.defer()
+        try:
+            self._leave_if_asked()
+            while not self._finished() or self._due():
+                if not self._due():
+                    self._train_epoch()
+                if self._due():
+                    self._evaluate_main()
+                self._save()
+                self._leave_if_asked()
+            with self.watchdog.patient():
+                self.keeper.settle()
+            return self._summarize()
+        except _Asked as asked:
+            raise self._leave(asked.request) from None
 
     def _close(self) -> None:
         self.loader.close()
         if self.validation is not None:
             self.validation.close()
+        self.keeper.writer.wait()
 
     # Training
 
@@ -180,10 +223,11 @@ class Trainer:
         limit = self.config.run.max_steps
         end = min(steps, position.step + limit - position.global_step) if limit else steps
         self.log.start_epoch(position.epoch, self.config.run.epochs, end, position.step)
-        interval = self.reporter.interval()
+        interval = self.interval
+        interval.begin()
         batches = self.loader.epoch(position.epoch, position.step)
         try:
-            while position.step < steps and not self._out_of_steps():
+            for step in range(position.step, end):
                 self.reporter.next_step()
                 with interval.watch.waiting():
                     batch = next(batches)
@@ -192,30 +236,34 @@ class Trainer:
                     batch.small,
                     batch.targets,
                     epoch=position.epoch,
-                    step=position.step,
+                    step=step,
                     global_step=position.global_step,
                 )
                 position.step += 1
                 position.global_step += 1
                 interval.add(result, len(batch.targets))
+                self.watchdog.beat()
                 self.log.advance()
-                last = position.step == steps or self._out_of_steps()
+                last = step == end - 1
                 if last or position.global_step % self.config.run.log_every == 0:
                     self._report(interval)
+                if position.step == steps:
+                    position.epoch, position.step = position.epoch + 1, 0
+                self._answer(last)
         finally:
             self.reporter.end_epoch()
-        if position.step == steps:
-            position.epoch, position.step = position.epoch + 1, 0
 
     def _report(self, interval: Interval) -> None:
         self.step.check.settle()
         metrics = interval.collect()
-        images, seconds = self.trained
-        self.trained = (images + metrics["images"], seconds + metrics["seconds"])
-        if not math.isfinite(metrics["loss"]):
+        self.progress.images += metrics["images"]
+        self.progress.seconds += metrics["seconds"]
+        if self.config.run.skip_nonfinite:
+            metrics["skipped"] = self.step.check.skipped
+        elif not math.isfinite(metrics["loss"]):
             raise NonFiniteError(
                 f"the loss became {metrics['loss']} within the steps up to {self.position.global_step}; "
-                f"the checkpoints in {self.folder.last.parent} are from before. A lower --optim.lr, "
+                f"the checkpoints in {self.folder.checkpoints} are from before. A lower --optim.lr, "
                 "--optim.warmup-epochs or --optim.clip may help"
             )
         self.reporter.train(asdict(self.position), metrics)
@@ -227,6 +275,59 @@ class Trainer:
     def _finished(self) -> bool:
         return self.position.epoch >= self.config.run.epochs or self._out_of_steps()
 
+    # Requests: to save, or to end
+
+    def _answer(self, last: bool) -> None:
+        """After each step: save, or leave, as the processes agreed; an epoch's end saves anyway."""
+        request = self.agreement.follow(self._request())
+        self._heed(request)
+        every = self.config.run.save_steps
+        if not last and (request == Request.SAVE or (every and self.position.global_step % every == 0)):
+            self._save()
+
+    def _request(self) -> Request:
+        """What this process asks of all; the main one's clock tells when to save."""
+        if not self.process.is_main:
+            return self.signals.request
+        self.keeper.warn()
+        return max(self.signals.request, Request.SAVE if self.keeper.is_due else Request.NONE)
+
+    def _save(self) -> None:
+        with self.watchdog.patient():
+            self.keeper.save()
+
+    def _leave_if_asked(self) -> None:
+        self._heed(self.agreement.now(self.signals.request))
+
+    def _heed(self, request: int) -> None:
+        if request > Request.SAVE:
+            raise _Asked(Request(request))
+
+    def _leave(self, request: Request) -> RunError:
+        """Save what is not saved yet; the error to end with."""
+        self.agreement.settle()
+        with self.watchdog.patient():
+            self.keeper.save_rest()
+        return signals.ending(
+            request, f"saved at step {self.position.global_step}; the same command goes on from there"
+        )
+
+    def _polled(self, items: Iterator[Item], steps: int | None = None) -> Iterator[Item]:
+        """The items of an evaluation; between them all processes look whether one was told to end.
+
+        Args:
+            items: of this process.
+            steps: how often all look; None where all have as many items.
+        """
+        for _ in count() if steps is None else range(steps):
+            item = next(items, None)
+            if item is None and steps is None:
+                return
+            self.watchdog.rest()
+            self._heed(self.agreement.follow(self.signals.request))
+            if item is not None:
+                yield item
+
     # Evaluation
 
     @property
@@ -235,36 +336,40 @@ class Trainer:
         return self.network if self.step.ema is None else self.step.ema.module  # type: ignore[return-value]
 
     def _due(self) -> bool:
-        every = self.config.evaluation.every
-        return self._finished() or (self.position.step == 0 and self.position.epoch % every == 0)
+        """Whether an evaluation of the main network belongs here that was not done."""
+        position, every = self.position, self.config.evaluation.every
+        if self.folders.val is None or position.global_step == self.progress.evaluated:
+            return False
+        return self._finished() or (position.step == 0 and position.epoch % every == 0)
 
     def _evaluate_main(self) -> None:
-        if self.folders.val is None:
-            return
         network = self.evaluated
-        distributed.average_running_statistics(network)
-        if self.config.evaluation.reestimate:
-            own = estimate_statistics(network, [network.full], self._calibration(), self.precision)
-            use_statistics(network, own)
-        self.main = evaluate(network, [network.full], self._validation(), self.precision)[0]
-        self.reporter.record("evaluation", asdict(self.position), asdict(self.main))
+        with self.watchdog.patient():
+            distributed.average_running_statistics(network)
+            if self.config.evaluation.reestimate:
+                own = estimate_statistics(network, [network.full], self._calibration(), self.precision)
+                use_statistics(network, own)
+            main = evaluate(network, [network.full], self._validation(), self.precision)[0]
+        self.progress.main, self.progress.evaluated = main, self.position.global_step
+        self.reporter.record("evaluation", asdict(self.position), asdict(main))
         self.log.line(
-            f"epoch {self.position.epoch}: validation Top-1 {self.main.top1:.3f} %, "
-            f"Top-5 {self.main.top5:.3f} %, loss {self.main.loss:.4f}, {self.main.images} images"
+            f"epoch {self.position.epoch}: validation Top-1 {main.top1:.3f} %, "
+            f"Top-5 {main.top5:.3f} %, loss {main.loss:.4f}, {main.images} images"
         )
 
     def _evaluate_subnets(self) -> list[SubnetReport]:
         if self.folders.val is None or not self.subnets:
             return []
         self.log.line(f"evaluating {len(self.subnets)} subnets")
-        reports = evaluate_subnets(
-            self.evaluated,
-            self.subnets,
-            self._validation,
-            self._calibration,
-            self.precision,
-            self.config.evaluation.statistics,
-        )
+        with self.watchdog.patient():
+            reports = evaluate_subnets(
+                self.evaluated,
+                self.subnets,
+                self._validation,
+                self._calibration,
+                self.precision,
+                self.config.evaluation.statistics,
+            )
         for report in reports:
             each = {"depths": report.depths, "top1": report.top1}
             self.reporter.record("subnets", asdict(self.position), report.summary() | each)
@@ -277,152 +382,27 @@ class Trainer:
             self.validation = loading.build_eval_loader(
                 self.config, self.folders.val, self.process, self.precision.image_dtype
             )
-        return ((batch.images, batch.targets) for batch in self.validation)
+        most = -(-len(self.folders.val.files) // self.process.world)
+        batches = ((batch.images, batch.targets) for batch in self.validation)
+        return self._polled(batches, -(-most // self.config.evaluation.batch))
 
     def _calibration(self) -> Iterator[Tensor]:
-        return loading.calibration_batches(
-            self.config, self.folders.train, self.process, self.precision.image_dtype, self.position.epoch
+        return self._polled(
+            loading.calibration_batches(
+                self.config, self.folders.train, self.process, self.precision.image_dtype, self.position.epoch
+            )
         )
 
-    # State
-
-    def _save(self) -> None:
-        if not self.process.is_main:
-            return
-        better = self.main is not None and self.main.top1 > self.best
-        if self.main is not None and better:
-            self.best = self.main.top1
-        state = self._state()
-        checkpoint.save(self.folder.last, state)
-        if better:
-            checkpoint.save(self.folder.best, state)
-
-    def _state(self) -> dict[str, Any]:
-        ema = self.step.ema
-        return {
-            "config": to_dict(self.config),
-            "classes": list(self.folders.train.classes),
-            "position": asdict(self.position),
-            "loader": self.loader.state_dict(),
-            "best": self.best,
-            "network": self.network.state_dict(),
-            "optimizer": self.step.optimizer.state_dict(),
-            "scaler": self.step.scaler.state_dict(),
-            "ema": None if ema is None else ema.state_dict(),
-        }
-
-    def _restore(self) -> None:
-        state = checkpoint.load(self.folder.last)
-        with checkpoint.restoring(self.folder.last):
-            recorded = from_dict(state["config"])  # fields that are newer than it get their defaults
-        self._check_settings(to_dict(recorded))
-        if state["classes"] != list(self.folders.train.classes):
-            raise CheckpointError(
-                f"{self.folder.last} was trained on other classes than {self.config.data.train}"
-            )
-        with checkpoint.restoring(self.folder.last):
-            checkpoint.load_state(self.network, state["network"], self.folder.last)
-            self.step.optimizer.load_state_dict(state["optimizer"])
-            self.step.scaler.load_state_dict(state["scaler"])
-            if self.step.ema is not None:
-                self.step.ema.load_state_dict(state["ema"])
-            self.loader.load_state_dict(state["loader"])
-            self.position = self._checked(Position(**state["position"]))
-            self.best = float(state["best"])
-
-    def _check_settings(self, recorded: dict[str, Any]) -> None:
-        """A resumed run has the settings it was started with, but for those of `FREE_ON_RESUME`."""
-        ours, theirs = _flat(to_dict(self.config)), _flat(recorded)
-        differing = [name for name in ours if name not in FREE_ON_RESUME and ours[name] != theirs.get(name)]
-        if differing:
-            named = [f"{name} is {ours[name]!r}, was {theirs.get(name)!r}" for name in differing[:3]]
-            raise ConfigError(
-                f"cannot resume with other settings: {', '.join(named)}; allowed: the run's own "
-                f"(fasttrain train {self.folder.path / 'config.json'} --resume)"
-            )
-
-    def _checked(self, position: Position) -> Position:
-        """The position, if this run has it: another batch or data set has other steps per epoch."""
-        steps = self.loader.steps_per_epoch
-        if position.epoch * steps + position.step != position.global_step or not 0 <= position.step < steps:
-            raise ValueError(
-                f"it stands at epoch {position.epoch}, step {position.step} ({position.global_step} in all); "
-                f"with this batch and data an epoch has {steps} steps"
-            )
-        return position
-
-    def _status(self, state: str) -> None:
+    def _status(self, state: str, **more: object) -> None:
         if self.process.is_main:
-            self.folder.status(state, **asdict(self.position))
-
-    # Words
-
-    def _announce(self) -> None:
-        config, folders = self.config, self.folders
-        images = f"{len(folders.train.files)} training images of {len(folders.train.classes)} classes"
-        if folders.val is None:
-            images += ", no validation images (data.val is empty): nothing will be evaluated"
-        else:
-            images += f", {len(folders.val.files)} validation images"
-        self.log.line(
-            f"{config.recipe or 'run'}: {config.model.name}, {config.method.name} training, {images}"
-        )
-        for note in loading.validation_notes(folders):
-            self.log.line(note)
-        if config.run.resume:
-            self.log.line(f"resumed from {self.folder.last} at step {self.position.global_step}")
-        self.log.line(
-            f"{describe(self.process.device, self.precision, config.run.tf32)}, "
-            f"{self.process.world} process{'es' if self.process.world > 1 else ''}, "
-            f"global batch {config.run.batch}, {self.loader.steps_per_epoch} steps per epoch"
-        )
-        self.log.line(self._implementations())
-        self.reporter.announce()
-        if self.process.device.type == "cuda" and triton_fault(self.process.device):
-            self.log.line(f"warning: Triton's kernels are left out: {triton_fault(self.process.device)}")
-        own = config.run.batch // self.process.world
-        meant = config.run.batch_norm_batch
-        if meant and own != meant:
-            self.log.line(
-                f"warning: batch norm works over {own} images per process; the recipe means {meant}, so its "
-                "published accuracy may not be met"
-            )
-        if (config.data.mixup or config.data.cutmix) and own % 2:
-            self.log.line(
-                f"warning: {own} images per process are mixed in pairs: the last stays as it is, and another "
-                "number of processes would mix others"
-            )
-
-    def _implementations(self) -> str:
-        """What computes the loss, batch norm, 1x1 convolutions if not PyTorch, and the optimizer's step."""
-        config, device = self.config, self.process.device
-        norms = batch_norms(self.network)
-        fused = [layer for layer in norms if isinstance(layer, FusedBatchNorm)]
-        batch_norm = f"{fused[0].implementation} ({len(fused)} of {len(norms)} fused)" if fused else "torch"
-        conv1x1 = "" if config.model.conv1x1 == "torch" else f"1x1 convolutions {config.model.conv1x1}, "
-        return (
-            f"kernels: loss {build.loss_kernels(config, device)}, batch norm {batch_norm}, "
-            f"{conv1x1}SGD {choose_impl(config.optim.impl, device)}"
-        )
+            self.folder.status(state, **asdict(self.position), **more)
 
     def _summarize(self) -> Summary:
         reports = self._evaluate_subnets()
-        images, seconds = self.trained
+        images, seconds = self.progress.images, self.progress.seconds
         throughput = images / seconds if seconds else 0.0
         self.log.line(f"done: {images} images in {seconds:.1f} s of training, {throughput:.1f} images/s")
-        return Summary(str(self.folder.path), self.main, reports, throughput)
-
-
-def _flat(sections: dict[str, Any]) -> dict[str, Any]:
-    """Nested configuration as `section.field` to value."""
-    flat: dict[str, Any] = {}
-    for name, value in sections.items():
-        flat |= (
-            {f"{name}.{key}": each for key, each in value.items()}
-            if isinstance(value, dict)
-            else {name: value}
-        )
-    return flat
+        return Summary(str(self.folder.path), self.progress.main, reports, throughput)
 
 
 def subnets_line(report: SubnetReport) -> str:

@@ -67,8 +67,8 @@ class Watchdog:
 
     def _bark(self) -> None:
         error = DistributedError(
-            f"no step was done for {self.limit:g} s; where each thread stood is printed above. Another process "
-            "may be stuck or gone; --run.step-timeout and --run.start-timeout set the time"
+            f"no step was done for {self.limit:g} s; where each thread stood is printed above. Another "
+            "process may be stuck or gone; --run.step-timeout and --run.start-timeout set the time"
         )
         faulthandler.dump_traceback(sys.__stderr__ or sys.stderr)
         tell_exit(error.exit_status, str(error))

@@ -49,4 +49,6 @@ class Writer:
         except CheckpointError as failure:
             self._failure = failure
         except Exception as failure:
-            self._failure = CheckpointError(f"cannot write the checkpoint: {type(failure).__name__}: {failure}")
+            self._failure = CheckpointError(
+                f"cannot write the checkpoint: {type(failure).__name__}: {failure}"
+            )

@@ -64,7 +64,7 @@ def run(process: Process, mode: str) -> dict[str, object]:
 
 def main(output: Path, mode: str) -> None:
     """Join, train, save."""
-    process = distributed.start("cpu")
+    process = distributed.start(Run(device="cpu"))
     try:
         result = run(process, mode)
         torch.save(result, output / f"{mode}-{process.world}-{process.rank}.pt")

@@ -59,7 +59,7 @@ class Evil:
 @pytest.mark.parametrize("how", ["pickle", "torch"])
 def test_code_in_a_checkpoint_is_not_run(tmp_path: Path, how: str) -> None:
     path, canary = tmp_path / "evil.pt", tmp_path / "canary"
-    evil = {"format": 1, "network": Evil(f"touch {canary}")}
+    evil = {"format": checkpoint.FORMAT, "network": Evil(f"touch {canary}")}
     if how == "torch":
         torch.save(evil, path)
     else:

@@ -63,7 +63,7 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, 
         ("demo --fast", 2, "allowed: demo [DIR]"),
         ("doctor now", 2, "takes no arguments"),
         ("evaluate", 2, "RUN"),
-        ("evaluate /nowhere", 4, "no checkpoint at /nowhere/checkpoints/best.pt"),
+        ("evaluate /nowhere", 4, "no checkpoint in /nowhere/checkpoints"),
         ("evaluate /nowhere --subnets -2", 2, "--subnets -2"),
         ("evaluate /nowhere --statistics mine", 2, "mine"),
     ],
@@ -97,7 +97,7 @@ def test_recipes_and_show(capsys: pytest.CaptureFixture[str]) -> None:
     assert status == 0
     shown = json.loads(out)
     assert shown["optim"]["lr"] == 0.4
-    assert shown["run"]["resume"] is True
+    assert shown["run"]["resume"] == "auto"
     assert shown["method"]["sizes"] == [96, 128]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -13,9 +14,10 @@ import torch
 from PIL import Image
 
 from fasttrain import build, checkpoint
+from fasttrain.archive import Archive
 from fasttrain.config import Config, Model
 from fasttrain.errors import CheckpointError, ConfigError, DataError, NonFiniteError
-from fasttrain.models import FusedBatchNorm, StagedNetwork
+from fasttrain.models import FusedBatchNorm, StagedNetwork, create_model
 from fasttrain.models.fuse import SharingBottleneck
 from fasttrain.recipes import recipe
 from fasttrain.reevaluate import evaluate_checkpoint
@@ -81,7 +83,7 @@ def metrics(folder: Path, kind: str) -> list[dict[str, Any]]:
 
 
 def weights(folder: Path, name: str = "last") -> dict[str, Any]:
-    return checkpoint.load(folder / "checkpoints" / f"{name}.pt")
+    return checkpoint.load(Archive(folder / "checkpoints").chosen(name))
 
 
 def assert_same(ours: Any, theirs: Any) -> None:
@@ -112,6 +114,7 @@ def test_a_run_leaves_its_record(finished: tuple[Path, Summary]) -> None:
         "checkpoints",
         "config.json",
         "environment.json",
+        "lock",
         "log.txt",
         "metrics.jsonl",
         "status.json",
@@ -142,7 +145,7 @@ def test_best_is_the_better_evaluation(finished: tuple[Path, Summary]) -> None:
 def test_evaluate_repeats_the_runs_own_numbers(finished: tuple[Path, Summary]) -> None:
     folder, summary = finished
     verdict = evaluate_checkpoint(
-        folder / "checkpoints" / "last.pt", subnets=5, statistics="both", device="cpu"
+        folder / "checkpoints" / "step-00000010.pt", subnets=5, statistics="both", device="cpu"
     )
     assert verdict.main == summary.main
     assert verdict.subnets[0] == summary.subnets[0]
@@ -155,7 +158,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(
 ) -> None:
     """Stopped within an epoch or at its end: equal losses and equal bits of weights, momentum and average."""
     train(configure(images, tmp_path, run={"max_steps": stop}))
-    train(configure(images, tmp_path, run={"resume": True}))
+    train(configure(images, tmp_path))
     whole = finished[0]
     for part in ("network", "optimizer", "ema", "position"):
         assert_same(weights(tmp_path / "run")[part], weights(whole)[part])
@@ -165,17 +168,79 @@ def test_a_resumed_run_is_the_uninterrupted_one(
     assert len(metrics(tmp_path / "run", "train")) == len(ours)  # each step once
 
 
-def test_a_run_is_not_overwritten(images: Path, finished: tuple[Path, Summary]) -> None:
-    before = weights(finished[0])
-    with pytest.raises(ConfigError, match=r"holds a run already; allowed: --resume"):
-        train(configure(images, finished[0].parent))
-    assert_same(weights(finished[0]), before)
+def files(folder: Path) -> dict[Path, bytes]:
+    """Everything under a folder, with its content; log.txt says more at every start."""
+    return {
+        path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != "log.txt"
+    }
 
 
-def test_resume_needs_a_checkpoint(images: Path, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="no checkpoint at"):
-        train(configure(images, tmp_path, run={"resume": True}))
-    assert not (tmp_path / "run").exists()
+def test_a_finished_run_says_so_and_is_left_alone(
+    images: Path, finished: tuple[Path, Summary], capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = files(finished[0])
+    again = train(configure(images, finished[0].parent))
+    assert again.main == finished[1].main
+    assert "run is finished: 10 steps; nothing to do" in capsys.readouterr().out
+    assert files(finished[0]) == before
+
+
+def test_a_run_is_not_entered_if_told_so(
+    images: Path, tmp_path: Path, finished: tuple[Path, Summary]
+) -> None:
+    before = files(finished[0])
+    with pytest.raises(ConfigError, match=r"exists and run\.resume is 'never'; allowed: --run\.resume auto"):
+        train(configure(images, finished[0].parent, run={"resume": "never"}))
+    assert files(finished[0]) == before
+    train(configure(images, tmp_path, run={"resume": "never", "max_steps": 1}))  # a new one is
+
+
+def test_a_run_starts_from_a_given_checkpoint_once(
+    images: Path, tmp_path: Path, finished: tuple[Path, Summary], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In a folder of its own; the same command goes on there."""
+    given = finished[0] / "checkpoints" / "step-00000005.pt"
+    run = {"resume": str(given), "name": "other"}
+    train(configure(images, tmp_path, run={**run, "max_steps": 7}))
+    assert f"resumed from {given} at step 5" in capsys.readouterr().out
+    train(configure(images, tmp_path, run=run))
+    assert "step-00000007.pt at step 7" in capsys.readouterr().out
+    assert_same(weights(tmp_path / "other")["network"], weights(finished[0])["network"])
+    with pytest.raises(CheckpointError, match="no checkpoint at /nowhere"):
+        train(configure(images, tmp_path, run={"resume": "/nowhere", "name": "third"}))
+    assert not (tmp_path / "third").exists()
+
+
+def test_a_folder_without_a_checkpoint_is_started_anew(images: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "metrics.jsonl").write_text('{"kind": "train", "global_step": 1}\n')
+    train(configure(images, tmp_path, run={"max_steps": 2}))
+    assert [line["global_step"] for line in metrics(run, "train")] == [2]
+
+
+def test_weights_alone_load_into_timm_style_networks(finished: tuple[Path, Summary]) -> None:
+    """The weights that evaluation judges: here their average."""
+    for name in ("best", "last"):
+        path = finished[0] / "checkpoints" / f"{name}.safetensors"
+        alone = create_model("cifar_resnet20", 3)
+        checkpoint.load_weights(alone, path)
+        assert_same(dict(alone.state_dict()), checkpoint.judged_weights(weights(finished[0], name)))
+
+
+def test_the_newest_and_the_best_are_kept(finished: tuple[Path, Summary]) -> None:
+    names = {path.name for path in (finished[0] / "checkpoints").iterdir()}
+    steps = {f"step-{step:08}{suffix}" for step in (5, 10) for suffix in (".pt", ".json")}
+    assert names == steps | {"best.pt", "best.json", "best.safetensors", "last.safetensors"}
+
+
+def test_a_run_folder_has_one_process(images: Path, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    with (tmp_path / "run" / "lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(ConfigError, match="is being written by another process"):
+            train(configure(images, tmp_path))
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["lock"]
 
 
 @pytest.mark.parametrize(
@@ -192,7 +257,6 @@ def test_a_refused_resume_changes_nothing(
 ) -> None:
     train(configure(images, tmp_path, run={"max_steps": 3}))
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    changes = {**changes, "run": {"resume": True, **changes.get("run", {})}}
     with pytest.raises(ConfigError, match=message):
         train(configure(images, tmp_path, **changes))
     assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
@@ -202,7 +266,7 @@ def test_a_line_that_a_crash_cut_off_does_not_stop_a_resume(images: Path, tmp_pa
     train(configure(images, tmp_path, run={"max_steps": 3}))
     with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
         file.write('{"kind": "tr')
-    train(configure(images, tmp_path, run={"max_steps": 5, "resume": True}))
+    train(configure(images, tmp_path, run={"max_steps": 5}))
     assert [line["global_step"] for line in metrics(tmp_path / "run", "train")] == [2, 3, 4, 5]
 
 
@@ -294,13 +358,13 @@ def test_evaluation_of_other_classes_is_refused(tmp_path: Path, finished: tuple[
     write_images(other / "train", 4, 0)
     (other / "train" / "class2").rename(other / "train" / "class9")
     with pytest.raises(DataError, match="class"):
-        evaluate_checkpoint(finished[0] / "checkpoints" / "last.pt", train=str(other / "train"), device="cpu")
+        evaluate_checkpoint(finished[0] / "checkpoints" / "best.pt", train=str(other / "train"), device="cpu")
 
 
 def test_a_resume_on_a_data_set_that_changed_is_refused(images: Path, tmp_path: Path) -> None:
     train(configure(images, tmp_path, run={"max_steps": 3}))
     write_images(tmp_path / "fewer", 6, 0)
-    changes = {"data": {"train": str(tmp_path / "fewer")}, "run": {"resume": True}}
+    changes = {"data": {"train": str(tmp_path / "fewer")}}
     with pytest.raises(CheckpointError, match="cannot go on in the data: images is"):
         train(configure(images, tmp_path, **changes))
 
@@ -345,9 +409,9 @@ def test_fused_convolutions_train_as_plain_pytorch_does(
     assert losses[1] == pytest.approx(losses[0], rel=1e-2)
     assert "(29 of 29 fused), 1x1 convolutions reference, SGD" in capsys.readouterr().out
     sections["model"]["conv1x1"] = "torch"
-    sections["run"] |= {"resume": True, "max_steps": 3}
+    sections["run"] |= {"max_steps": 3}
     train(configure(images, tmp_path, **sections))
-    assert evaluate_checkpoint(tmp_path / "fused" / "checkpoints" / "last.pt", subnets=0, device="cpu").main
+    assert evaluate_checkpoint(tmp_path / "fused" / "checkpoints" / "best.pt", subnets=0, device="cpu").main
 
 
 def network(name: str, **model: Any) -> StagedNetwork:

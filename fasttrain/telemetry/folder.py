@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import platform
+import tempfile
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from ..config import Config, to_dict
 from ..errors import ConfigError
+from ..lock import lock
 from .environment import environment
-from .files import append_line, now, replace_text, to_json, write_json
+from .files import append_line, now, read_json, replace_text, to_json, write_json
 
 
 class RunFolder:
@@ -22,28 +24,50 @@ class RunFolder:
     def __init__(self, config: Config) -> None:
         """Name the folder's files; nothing is written yet."""
         self.path = Path(config.run.folder) / (config.run.name or config.recipe or "run")
-        self.last = self.path / "checkpoints" / "last.pt"
-        self.best = self.path / "checkpoints" / "best.pt"
+        self.checkpoints = self.path / "checkpoints"
+        self._lock: TextIO | None = None
 
-    def create(self, config: Config) -> None:
-        """Make the folder and write the resolved configuration.
+    def take(self) -> None:
+        """Make sure that no other process writes the folder, if it exists.
 
         Raises:
-            ConfigError: it holds a run already and this is no resume, or it cannot be written.
+            ConfigError: another one does.
+        """
+        if self._lock is None and self.path.is_dir():
+            self._lock = lock(self.path)
+
+    def create(self, config: Config) -> None:
+        """Make the folder, take it, and write the resolved configuration.
+
+        Raises:
+            ConfigError: it cannot be written, or another process writes it.
         """
         try:
-            self.path.mkdir(parents=True, exist_ok=config.run.resume)
-            self.last.parent.mkdir(exist_ok=True)
-            # Without `resume`, so that the file starts a run of its own.
-            fresh = replace(config, run=replace(config.run, resume=False))
-            write_json(self.path / "config.json", to_dict(fresh))
+            self.path.mkdir(parents=True, exist_ok=True)
+            self.take()
+            self.checkpoints.mkdir(exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.checkpoints):  # told now, not after the first epoch
+                pass
+            # Not `never`, so that the file goes on with its own run.
+            resume = "auto" if config.run.resume == "never" else config.run.resume
+            kept = replace(config, run=replace(config.run, resume=resume))
+            write_json(self.path / "config.json", to_dict(kept))
             write_json(self.path / "environment.json", environment())
-        except FileExistsError:
-            raise ConfigError(
-                f"{self.path} holds a run already; allowed: --resume to go on with it, or another --run.name"
-            ) from None
+        except ConfigError:
+            raise
         except (OSError, ValueError) as error:
             raise ConfigError(f"run.folder: cannot write to {str(self.path)[:200]!r}: {error}") from None
+
+    def give_back(self) -> None:
+        """Other processes may write the folder."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the run in it came to its end."""
+        return read_json(self.path / "status.json").get("state") == "done"
 
     def record(self, kind: str, **values: Any) -> None:
         """Append one line to metrics.jsonl, whole or not at all.
@@ -53,12 +77,17 @@ class RunFolder:
         """
         append_line(self.path / "metrics.jsonl", to_json({"kind": kind, **values}))
 
-    def drop_records_after(self, global_step: int) -> None:
-        """Forget metrics of steps that a resume will take again."""
+    def drop_records_after(self, global_step: int, kinds: Mapping[str, int]) -> None:
+        """Forget metrics of what a resume will do again.
+
+        Args:
+            global_step: records after it are dropped.
+            kinds: other global steps for records of some kinds.
+        """
         path = self.path / "metrics.jsonl"
         if path.exists():
             lines = path.read_text().splitlines()
-            kept = [line for line in lines if _global_step(line) <= global_step]
+            kept = [line for line in lines if _is_kept(line, global_step, kinds)]
             replace_text(path, "".join(f"{line}\n" for line in kept))
 
     def status(self, state: str, **values: Any) -> None:
@@ -67,9 +96,10 @@ class RunFolder:
         write_json(self.path / "status.json", {"state": state, "time": now(), **process, **values})
 
 
-def _global_step(line: str) -> float:
-    """Of a line of metrics; infinite for one that a crash cut off."""
+def _is_kept(line: str, global_step: int, kinds: Mapping[str, int]) -> bool:
+    """Whether a line of metrics is from before; one that a crash cut off is not."""
     try:
-        return json.loads(line)["global_step"]
-    except ValueError:
-        return math.inf
+        record = json.loads(line)
+        return record["global_step"] <= kinds.get(record["kind"], global_step)
+    except (ValueError, KeyError, TypeError):
+        return False

@@ -52,6 +52,7 @@ class Reporter:
             step: global steps done.
         """
         self.process, self.folder, self.log = process, folder, log
+        self.lenient = config.run.skip_nonfinite > 0
         self.estimate = Estimate(_total_steps(config, steps_per_epoch))
         self.sampler, self.unsampled = start_sampler(process.device)
         self.peak: float | None = None
@@ -73,8 +74,8 @@ class Reporter:
             self.log.line(f"no telemetry of the GPU: {self.unsampled}")
 
     def interval(self) -> Interval:
-        """Sums of an epoch's first steps."""
-        return Interval(self.process.device, meter=self.meter, sampler=self.sampler)
+        """Sums between two reports, empty."""
+        return Interval(self.process.device, meter=self.meter, sampler=self.sampler, lenient=self.lenient)
 
     def next_step(self) -> None:
         """To be called before each step."""

@@ -17,6 +17,20 @@ class Stopwatch:
         """Start."""
         self.started = time.perf_counter()
         self.waited = 0.0
+        self._before = 0.0, 0.0
+
+    def begin(self) -> None:
+        """The time since the last lap does not count, apart from what was carried over."""
+        seconds, self.waited = self._before
+        self.started, self._before = time.perf_counter() - seconds, (0.0, 0.0)
+
+    def read(self) -> tuple[float, float]:
+        """Seconds since the last lap, and of them waiting."""
+        return time.perf_counter() - self.started, self.waited
+
+    def carry(self, seconds: float, waited: float) -> None:
+        """Seconds of an earlier process that the next `begin` counts in, and of them waiting."""
+        self._before = float(seconds), float(waited)
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
