@@ -204,9 +204,15 @@ judge() { # SECONDS: decide whether to start again after a start of so many seco
     elif ((restarts >= restarts_allowed)); then
         say "$what: not started again after $restarts restarts (RESTARTS)"
     else
-        restarts=$((restarts + 1)) again=yes last_step=$step resume=(--run.resume auto)
+        restarts=$((restarts + 1)) again=yes last_step=$step
         say "$what: restart $restarts of $restarts_allowed"
     fi
+}
+
+enter() { # TRAINER'S ARGUMENTS ...: a later start may enter the run folder that the first one made
+    case " $* " in
+        *" --run.resume never "* | *" --run.resume=never "*) resume=(--run.resume auto) ;;
+    esac
 }
 
 on_this_node() { # TRAINER'S ARGUMENTS ...
@@ -215,7 +221,7 @@ on_this_node() { # TRAINER'S ARGUMENTS ...
     find_processes
     where=(--standalone --local-addr=127.0.0.1)
     network=(GLOO_SOCKET_IFNAME="${GLOO_SOCKET_IFNAME:-lo}") # one literal name: gloo knows no NCCL patterns
-    ((${SLURM_RESTART_COUNT:-0} == 0)) || resume=(--run.resume auto)
+    ((${SLURM_RESTART_COUNT:-0} == 0)) || enter "$@"
     check "$@" "${resume[@]}" || {
         status=$(meaning $?)
         again=''
@@ -224,6 +230,7 @@ on_this_node() { # TRAINER'S ARGUMENTS ...
         began=$SECONDS
         start "$@"
         judge $((SECONDS - began))
+        enter "$@"
     done
     exit "$status"
 }

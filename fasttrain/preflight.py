@@ -8,17 +8,22 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 from . import build, loading
+from .archive import Archive
+from .checkpoint import decode, load_state, restoring
 from .config import Config
 from .distributed import Process, local_batch
 from .errors import ConfigError
 from .hardware import choose_device, choose_precision
+from .keeper import find_checkpoint
 from .models import StagedNetwork
 from .pipelines.digits import CLASSES
+from .state import check_fits
 from .telemetry import RunFolder
 
 
@@ -47,11 +52,36 @@ def check_run(config: Config, processes: int = 0, nodes: int = 1) -> list[str]:
     build.subnets_to_evaluate(config, network, config.evaluation.subnets)
     folder = RunFolder(config)
     check_room(folder.path, 2 * checkpoint_bytes(network, config))
+    found = check_resume(config, folder, network, None if folders is None else folders.train.classes)
     images = "the digits, still to be written" if folders is None else f"{len(folders.train.files)} images"
     return [
         f"{config.recipe or 'run'}: {config.model.name}, {images}, {classes} classes, "
-        f"{world} process{'es' if world > 1 else ''} with {local} images each, folder {folder.path}"
+        f"{world} process{'es' if world > 1 else ''} with {local} images each",
+        *found,
     ]
+
+
+def check_resume(
+    config: Config, folder: RunFolder, network: StagedNetwork, classes: Sequence[str] | None
+) -> list[str]:
+    """Whether the run can start in its folder, and go on from what is there; what was found, in lines.
+
+    Raises:
+        ConfigError: another process writes the folder, it is not to be entered, or other settings.
+        CheckpointError: no checkpoint is sound, or it does not fit.
+    """
+    try:
+        found = find_checkpoint(config, folder, Archive(folder.checkpoints))
+    finally:
+        folder.give_back()
+    if found is None:
+        return [f"a new run in {folder.path}"]
+    state = decode(found.content, found.path)
+    check_fits(config, state["classes"] if classes is None else classes, state, found.path)
+    with restoring(found.path):
+        load_state(network, state["network"], found.path)
+        step = int(state["position"]["global_step"])
+    return [*found.warnings, f"{folder.path} goes on from {found.path} at step {step}"]
 
 
 def checkpoint_bytes(network: StagedNetwork, config: Config) -> int:

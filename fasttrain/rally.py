@@ -21,6 +21,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from . import __version__
 from .errors import ConfigError, DistributedError, RunError
@@ -128,8 +129,8 @@ def _welcome(listener: socket.socket, present: dict[int, tuple[socket.socket, No
     connection, _ = listener.accept()
     try:
         node = Node(**_receive(connection, PATIENCE / 2))
-        if not isinstance(node.node, int) or node.node < 1:
-            raise ValueError(node.node)
+        if node.node not in range(1, 65536) or node.status not in CAUSES:
+            raise ValueError(node)
         present[node.node] = connection, node
     except (OSError, TypeError, ValueError):
         connection.close()
@@ -157,8 +158,8 @@ def visit(own: Node, master: str, port: int, timeout: float) -> tuple[Decision, 
     if not own.again:
         return Decision(own.status, own.node), ""
     raise DistributedError(
-        f"node {own.node}: no answer from node 0 at {master}:{port} within {timeout:g} s ({reason}); allowed: "
-        "MASTER_ADDR and MASTER_PORT of node 0, reachable from here"
+        f"node {own.node}: no answer from node 0 at {master}:{port} within {timeout:g} s ({reason}); "
+        "allowed: MASTER_ADDR and MASTER_PORT of node 0, reachable from here"
     )
 
 
@@ -204,7 +205,7 @@ def _message(values: dict[str, object]) -> bytes:
     return json.dumps(values).encode() + b"\n"
 
 
-def _receive(connection: socket.socket, timeout: float) -> dict[str, object]:
+def _receive(connection: socket.socket, timeout: float) -> dict[str, Any]:
     """One message, a line of JSON."""
     connection.settimeout(timeout)
     data = b""
@@ -248,7 +249,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     words = json.dumps([__version__, *options.command])
     digest = hashlib.sha256(words.encode()).hexdigest()
-    own = Node(options.node, options.nodes, digest, options.status, options.again)
+    status = options.status if options.status in CAUSES else 1
+    own = Node(options.node, options.nodes, digest, status, options.again)
     try:
         if own.node == 0:
             decision = host(own, options.port, options.timeout)

@@ -16,7 +16,7 @@ SHUTDOWN = 120
 
 
 def options(gpus: int, nodes: Path = Path("/sys/devices/system/node")) -> list[str]:
-    """torchrun's options for this machine, as far as the installed torchrun has them.
+    """Options of torchrun for this machine, as far as the installed torchrun has them.
 
     Without `--signals-to-handle`, SIGUSR1 kills torchrun and leaves its workers. Workers are bound to their
     GPU's NUMA node where there are several, by torchrun and `numactl`.

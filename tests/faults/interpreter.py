@@ -1,8 +1,8 @@
 """Stands in for Python when launch.sh alone is tested: notes each call, and ends starts as it is told.
 
 STARTS tells how the starts of the trainer end, in their order, the last one again and again: `STEP:CODE:EXIT`
-with the step that the start begins at, the process's exit code, and what the status file says; `-` leaves a file
-out. `wait` waits for a signal, saves, and says so in the status file. CHECK is the check's exit status.
+with the step that the start begins at, the process's exit code, and what the status file says; `-` leaves a
+file out. `wait` waits for a signal, saves, and says so in the status file. CHECK is the check's exit status.
 """
 
 from __future__ import annotations

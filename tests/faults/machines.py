@@ -83,7 +83,7 @@ def machines(folder: Path, mark: str, hosts: Sequence[str] = ()) -> Iterator[Mac
 
 
 def known_names(kind: str) -> list[str]:
-    """What /etc/hosts of each machine knows of host names: `none`, its own as `127.0.1.1`, or `right` ones."""
+    """What each /etc/hosts knows of host names: `none`, its own as `127.0.1.1`, or `right` ones."""
     texts = []
     for rank in range(2):
         lines = ["127.0.0.1 localhost"]

@@ -1,4 +1,4 @@
-"""Stands in for srun: starts each task as on a node of its own, passes signals on, ends with the highest status."""
+"""Stands in for srun: a task for each node, signals passed on, the highest exit status in the end."""
 
 from __future__ import annotations
 
@@ -20,8 +20,13 @@ def main(words: list[str]) -> int:
         prefix = os.environ.get(f"ON_NODE_{rank}", "").split()  # how a test comes to that node
         command = [*prefix, *words[len(options) :]]
         tasks.append(subprocess.Popen(command, env=environment, start_new_session=True))
+
+    def pass_on(number: int, _: object) -> None:
+        for task in tasks:
+            task.send_signal(number)
+
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
-        signal.signal(number, lambda number, _: [task.send_signal(number) for task in tasks])
+        signal.signal(number, pass_on)
     return max(task.wait() for task in tasks)
 
 

@@ -67,7 +67,16 @@ def test_a_run_that_is_done(launcher: Launcher, processes: str) -> None:
     status, output = launcher.run("demo", "--run.epochs", "3", STARTS="0:0:0", PROCESSES=processes)
     assert (status, output) == (0, "[0]\n")
     check, start = launcher.calls()
-    assert check["arguments"][2:] == ["check", "demo", "--run.epochs", "3", "--processes", processes, "--nodes", "1"]
+    assert check["arguments"][2:] == [
+        "check",
+        "demo",
+        "--run.epochs",
+        "3",
+        "--processes",
+        processes,
+        "--nodes",
+        "1",
+    ]
     assert start["arguments"][-4:] == ["train", "demo", "--run.epochs", "3"]
     assert ("torch.distributed.run" in start["arguments"]) == (processes == "2")
     assert start["GLOO_SOCKET_IFNAME"] == "lo"
@@ -76,7 +85,7 @@ def test_a_run_that_is_done(launcher: Launcher, processes: str) -> None:
 
 @pytest.mark.parametrize("status", [2, 3, 4, 5, 6, 75, 130])
 def test_no_restart_helps_after_these(launcher: Launcher, status: int) -> None:
-    """torchrun says 1; the status file tells the cause."""
+    """What torchrun says is 1; the status file tells the cause."""
     assert launcher.run(STARTS=f"0:1:{status}")[0] == status
     assert len(launcher.starts()) == 1
 
@@ -88,11 +97,19 @@ def test_a_crash_loop_stops_at_the_cap(launcher: Launcher, told: str, status: in
     got, output = launcher.run(STARTS=starts)
     assert got == status
     assert len(launcher.starts()) == 4
-    assert launcher.starts()[0][-1] == "demo"
-    assert all(start[-2:] == ["--run.resume", "auto"] for start in launcher.starts()[1:])
-    assert f"exit status {status} of a start at step 12: not started again after 3 restarts (RESTARTS)" in output
+    assert (
+        f"exit status {status} of a start at step 12: not started again after 3 restarts (RESTARTS)" in output
+    )
     assert launcher.run(STARTS=starts, RESTARTS="0", CALLS=str(launcher.folder / "none"))[0] == status
     assert len(launcher.starts("none")) == 1
+
+
+def test_a_restart_may_enter_the_folder(launcher: Launcher) -> None:
+    """The first start made it; another start of the command must not enter it, a restart has to."""
+    assert launcher.run("demo", "--run.resume", "never", STARTS="0:1:- 0:0:0")[0] == 0
+    first, second = launcher.starts()
+    assert first[-2:] == ["--run.resume", "never"]
+    assert second[-4:] == ["--run.resume", "never", "--run.resume", "auto"]
 
 
 def test_a_start_that_gained_nothing_is_the_last(launcher: Launcher) -> None:
@@ -216,7 +233,7 @@ def trainer_flags() -> list[str]:
     words = []
     for section in dataclasses.fields(Config):
         if section.name != "recipe":
-            for field in dataclasses.fields(section.default_factory()):  # type: ignore[misc]
+            for field in dataclasses.fields(getattr(Config(), section.name)):
                 words += [f"--{section.name}.{field.name.replace('_', '-')}", f"{field.name} $HOME 'x' * \\"]
     return words
 
@@ -240,19 +257,24 @@ def two_nodes(launcher: Launcher, first: dict[str, str], second: dict[str, str],
     ]
 
 
+def _shared(start: list[str]) -> list[str]:
+    """What torchrun is told alike on all nodes."""
+    return [word for word in start if word.startswith(("--rdzv-id", "--master"))]
+
+
 def test_two_nodes_start_with_one_new_rendezvous_each_time(launcher: Launcher) -> None:
     """Node 1 crashes, which node 0 sees as a lost connection; both start again."""
     jobs = two_nodes(launcher, {"STARTS": "0:1:7 5:0:0"}, {"STARTS": "0:1:- 5:0:0"})
     assert [job.wait()[0] for job in jobs] == [0, 0]
     ids = []
     for first, second in zip(launcher.starts("calls0"), launcher.starts("calls1"), strict=True):
-        shared = [[word for word in start if word.startswith(("--rdzv-id", "--master"))] for start in (first, second)]
-        assert shared[0] == shared[1]
+        assert _shared(first) == _shared(second)
         assert "--node-rank=0" in first
         assert "--node-rank=1" in second
-        ids.append(shared[0][0])
+        ids.append(_shared(first)[0])
     assert len(set(ids)) == 2
-    assert {call["GLOO_SOCKET_IFNAME"] for call in launcher.calls("calls1") if call["FASTTRAIN_STATUS"]} == {"lo"}
+    _, *calls = launcher.calls("calls1")
+    assert {call[f"{name}_SOCKET_IFNAME"] for call in calls for name in ("GLOO", "NCCL")} == {"lo"}
 
 
 @pytest.mark.parametrize(("cause", "status"), [("5", 5), ("6", 6), ("75", 75), ("130", 130)])
@@ -300,7 +322,9 @@ def test_a_missing_node_is_one_line(launcher: Launcher, node: int) -> None:
     assert time.monotonic() - began < 20
     lines = job.output.splitlines()[1:]
     assert len(lines) == 1
-    assert (f"node 1 of 2 did not come to port {port}" if node == 0 else "no answer from node 0 at") in lines[0]
+    assert (f"node 1 of 2 did not come to port {port}" if node == 0 else "no answer from node 0 at") in lines[
+        0
+    ]
 
 
 @pytest.mark.parametrize("address", ["127.0.0.9", "no-such-host.invalid"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import sys
 import time
@@ -74,8 +75,7 @@ def test_two_nodes_under_slurm(
     (commands / "srun").write_text(f'#!/bin/sh\nexec {sys.executable} {ROOT}/tests/faults/srun.py "$@"\n')
     (commands / "scontrol").write_text(f'#!/bin/sh\nprintf "{ADDRESSES[0]}\\n{ADDRESSES[1]}\\n"\n')
     for rank in range(2):
-        (commands / f"enter{rank}").write_text(f"#!/usr/bin/env python3\nimport os, sys\nwords = {pair.enter(rank)}\n"
-                                               "os.execvp(words[0], [*words, *sys.argv[1:]])\n")  # fmt: skip
+        (commands / f"enter{rank}").write_text(f'#!/bin/sh\nexec {shlex.join(pair.enter(rank))} "$@"\n')
     for file in commands.iterdir():
         file.chmod(0o755)
     job = arena.start(
