@@ -56,7 +56,7 @@ def check_run(config: Config, processes: int = 0, nodes: int = 1) -> list[str]:
     images = "the digits, still to be written" if folders is None else f"{len(folders.train.files)} images"
     return [
         f"{config.recipe or 'run'}: {config.model.name}, {images}, {classes} classes, "
-        f"{world} process{'es' if world > 1 else ''} with {local} images each",
+        f"{world} process{'es' if world > 1 else ''} with {local} image{'s' if local > 1 else ''} each",
         *found,
     ]
 
