@@ -203,6 +203,12 @@ def test_without_fasttrain_it_says_so(arena: Arena) -> None:
     assert "has no fasttrain: run make demo in" in job.output
 
 
+@pytest.mark.skipif(not shutil.which("shellcheck"), reason="shellcheck is not installed")
+def test_shellcheck_finds_nothing(arena: Arena) -> None:
+    job = arena.start(["shellcheck", str(LAUNCH)])
+    assert job.wait() == [0], job.output
+
+
 def test_help_and_usage(launcher: Launcher) -> None:
     got, output = launcher.run("--help")
     assert got == 0
