@@ -86,6 +86,8 @@ def decide(nodes: Sequence[Node], master: str, port: int) -> Decision:
             return Decision(2, other.node, why=why)
     if all(node.again for node in nodes):
         return Decision(0, start=secrets.token_hex(8), master=master, port=port)
+    if own.status == 0 and not own.again:  # rank 0 is there: the run is done, whatever came after
+        return Decision(0)
     cause = min(nodes, key=lambda node: CAUSES.index(node.status))
     why = f"node {cause.node} ended with exit status {cause.status}" if cause.status else ""
     return Decision(cause.status, cause.node, why=why)
