@@ -168,7 +168,7 @@ meet() { # TRAINER'S ARGUMENTS ...: whether to start; sets where, or status
         return 1
     fi
     where=(--nnodes="$nodes" --node-rank="$node" --rdzv-id="${words[1]}"
-        --master-addr="${words[2]}" --master-port="${words[3]}")
+        --rdzv-conf="timeout=$join_timeout" --master-addr="${words[2]}" --master-port="${words[3]}")
     network=(GLOO_SOCKET_IFNAME="${GLOO_SOCKET_IFNAME:-${words[4]}}"
         NCCL_SOCKET_IFNAME="${NCCL_SOCKET_IFNAME:-${words[4]}}")
 }
@@ -176,7 +176,7 @@ meet() { # TRAINER'S ARGUMENTS ...: whether to start; sets where, or status
 start() { # TRAINER'S ARGUMENTS ...: train until it ends; sets status
     local command=("$python" -m fasttrain train) ended=0
     if ((nodes * processes > 1)); then # after `--` torchrun leaves the trainer's flags alone
-        command=("$python" -m torch.distributed.run "${where[@]}" --nproc-per-node="$processes"
+        command=("$python" -m fasttrain.torchrun "${where[@]}" --nproc-per-node="$processes"
             --max-restarts=0 "${options[@]}" --module -- fasttrain train)
     fi
     command=(env OMP_NUM_THREADS="$OMP_NUM_THREADS" FASTTRAIN_STATUS="$scratch/status" "${network[@]}"

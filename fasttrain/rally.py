@@ -20,6 +20,7 @@ import struct
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -100,14 +101,15 @@ def host(own: Node, port: int, timeout: float) -> Decision:
         ConfigError: the port is taken.
         DistributedError: a node did not come.
     """
-    with _listen(port) as listener:
+    with ExitStack() as opened:
+        listener = opened.enter_context(_listen(port))
         present: dict[int, tuple[socket.socket, Node]] = {}
         waiting = _Waiting(timeout, f"node 0 waits at port {port} for the other nodes of {own.nodes}")
         while len(present) < own.nodes - 1 and waiting:
             sockets = [listener, *(connection for connection, _ in present.values())]
             for ready in select.select(sockets, [], [], 0.2)[0]:
                 if ready is listener:
-                    _welcome(listener, present)
+                    _welcome(opened.enter_context(listener.accept()[0]), present)
                 else:  # it does not speak again: it has gone
                     present = {rank: each for rank, each in present.items() if each[0] is not ready}
             if not own.again or any(not node.again for _, node in present.values()):
@@ -121,14 +123,13 @@ def host(own: Node, port: int, timeout: float) -> Decision:
         master = next(iter(present.values()))[0].getsockname()[0] if present else ""
         decision = decide(nodes, master, _free_port())
         for connection, _ in present.values():
-            connection.sendall(_message(asdict(decision)))
-            connection.close()
+            with suppress(OSError):  # it has gone this moment: the start will fail, and they meet again
+                connection.sendall(_message(asdict(decision)))
         return decision
 
 
-def _welcome(listener: socket.socket, present: dict[int, tuple[socket.socket, Node]]) -> None:
+def _welcome(connection: socket.socket, present: dict[int, tuple[socket.socket, Node]]) -> None:
     """Take in one node; strangers are sent away."""
-    connection, _ = listener.accept()
     try:
         node = Node(**_receive(connection, PATIENCE / 2))
         if node.node not in range(1, 65536) or node.status not in CAUSES:

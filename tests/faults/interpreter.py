@@ -23,7 +23,7 @@ def main(arguments: list[str]) -> None:
     module = arguments[1] if arguments[0] == "-m" else ""
     if module in ("", "fasttrain.rally"):
         os.execv(sys.executable, [sys.executable, *arguments])
-    if module == "fasttrain.torchrun":
+    if arguments == ["-m", "fasttrain.torchrun"]:
         print("2\n--known=1")
         return
     names = ("FASTTRAIN_STATUS", "OMP_NUM_THREADS", "GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")

@@ -78,7 +78,7 @@ def test_a_run_that_is_done(launcher: Launcher, processes: str) -> None:
         "1",
     ]
     assert start["arguments"][-4:] == ["train", "demo", "--run.epochs", "3"]
-    assert ("torch.distributed.run" in start["arguments"]) == (processes == "2")
+    assert ("fasttrain.torchrun" in start["arguments"]) == (processes == "2")
     assert start["GLOO_SOCKET_IFNAME"] == "lo"
     assert not Path(start["FASTTRAIN_STATUS"]).parent.exists()
 

@@ -49,7 +49,7 @@ def workers(arena: Arena, *, agent: bool) -> list[int]:
     found = []
     for process in arena.processes():
         words = Path(f"/proc/{process}/cmdline").read_bytes().split(b"\0")
-        is_agent = b"torch.distributed.run" in words
+        is_agent = b"fasttrain.torchrun" in words
         if b"train" in words and is_agent == agent and not words[0].endswith((b"bash", b"env")):
             found.append(process)
     return found
@@ -64,7 +64,9 @@ def test_a_killed_rank_is_restarted(
         settings = {"FAULT_ONCE": str(tmp_path / f"once{repeat}")}
         job = launch(arena, *arguments, "--run.name", name, fault="kill:1:7", **settings)
         assert job.wait() == [0], job.output
+        assert "was killed by SIGKILL" in job.output
         assert "restart 1 of 3" in job.output
+        assert "Traceback" not in job.output
         assert digests(tmp_path / name) == reference
         assert losses(tmp_path / name) == losses(tmp_path / "reference")
 
@@ -79,11 +81,19 @@ def test_a_signal_saves_and_the_same_command_goes_on(
     job.signal(number)
     assert job.wait() == [130 if number == signal.SIGINT else 75], job.output
     assert "saved at step" in job.output
+    assert "Traceback" not in job.output
     done = len(metrics(tmp_path / "run"))
     assert done < 10
     job = launch(arena, *arguments)
     assert job.wait() == [0], job.output
     assert_same(tmp_path, reference)
+
+
+def test_a_killed_launcher_takes_all_along(arena: Arena, arguments: list[str], tmp_path: Path) -> None:
+    job = launch(arena, *arguments, fault="pause:*:3")
+    wait_for_step(job, tmp_path / "run", 3)
+    job.signal(signal.SIGKILL)
+    arena.assert_clean(patience=10)
 
 
 def test_a_killed_agent_takes_its_workers_along(arena: Arena, arguments: list[str], tmp_path: Path) -> None:
@@ -131,7 +141,7 @@ def test_flags_that_torchrun_knows_reach_the_trainer(arena: Arena) -> None:
     for flag in ("--max", "--log", "--local", "--role", "-m"):
         program = "import sys, json; print(json.dumps(sys.argv[1:]))"
         (arena.folder / "show_flags.py").write_text(program)
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1"]
+        command = [sys.executable, "-m", "fasttrain.torchrun", "--standalone", "--local-addr=127.0.0.1"]
         job = arena.start(
             [*command, "--nproc-per-node=1", "--module", "--", "show_flags", flag, "x"],
             {"PYTHONPATH": f"{arena.folder}:{ROOT}"},

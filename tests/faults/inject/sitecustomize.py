@@ -100,10 +100,10 @@ def install() -> None:
 
 
 class _AfterTrainer(importlib.abc.MetaPathFinder):
-    """Calls `install` once the trainer has been imported."""
+    """Calls `install` once the trainer or the check before it has been imported."""
 
     def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> Any:
-        if name != "fasttrain.trainer":
+        if name not in ("fasttrain.trainer", "fasttrain.preflight"):
             return None
         sys.meta_path.remove(self)
         spec = importlib.machinery.PathFinder.find_spec(name, path)
