@@ -99,7 +99,6 @@ def host(own: Node, port: int, timeout: float) -> Decision:
 
     Raises:
         ConfigError: the port is taken.
-        DistributedError: a node did not come.
     """
     with ExitStack() as opened:
         listener = opened.enter_context(_listen(port))
@@ -117,11 +116,11 @@ def host(own: Node, port: int, timeout: float) -> Decision:
         missing = [str(rank) for rank in range(1, own.nodes) if rank not in present]
         nodes = [own, *(node for _, node in present.values())]
         if missing and all(node.again for node in nodes):
-            raise DistributedError(
-                f"node {', '.join(missing)} of {own.nodes} did not come to port {port} within {timeout:g} s"
-            )
-        master = next(iter(present.values()))[0].getsockname()[0] if present else ""
-        decision = decide(nodes, master, _free_port())
+            why = f"node {', '.join(missing)} of {own.nodes} did not come to port {port} within {timeout:g} s"
+            decision = Decision(DistributedError.exit_status, why=why)
+        else:
+            master = next(iter(present.values()))[0].getsockname()[0] if present else ""
+            decision = decide(nodes, master, _free_port())
         for connection, _ in present.values():
             with suppress(OSError):  # it has gone this moment: the start will fail, and they meet again
                 connection.sendall(_message(asdict(decision)))
