@@ -59,6 +59,7 @@ def train(how: str) -> NoReturn:
 
 def save(status: Path, number: signal.Signals) -> NoReturn:
     """What a run does at the end of the step after a signal."""
+    print(f"got {number.name}", flush=True)
     time.sleep(0.3)
     (status / "exit").write_text(f"{130 if number == signal.SIGINT else 75}\n{number.name}\n")
     print(f"saved after {number.name}", flush=True)

@@ -154,6 +154,36 @@ def test_signals_are_passed_on(
     assert len(launcher.starts()) == 1
 
 
+TERMINAL = """
+import os, pty, sys
+child, terminal = pty.fork()
+if child == 0:
+    os.execvp(sys.argv[1], sys.argv[1:])
+seen = b""
+while True:
+    try:
+        data = os.read(terminal, 1000)
+    except OSError:
+        break
+    seen += data
+    if b"ready" in seen:
+        os.write(terminal, bytes([3]))
+        print(seen.decode())
+        seen = b""
+print(seen.decode(), flush=True)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+"""Runs a command in a terminal, and types Ctrl-C when it is ready."""
+
+
+def test_ctrl_c_in_a_terminal_comes_once(launcher: Launcher) -> None:
+    environment = {"PYTHON": str(launcher.folder / "python"), "CALLS": str(launcher.folder / "calls")}
+    command = [sys.executable, "-c", TERMINAL, "bash", str(LAUNCH), "demo"]
+    job = launcher.arena.start(command, {**environment, "STARTS": "wait", "PROCESSES": "2"}, limit=60)
+    assert job.wait() == [130], job.output
+    assert job.output.count("got SIGINT") == 1
+
+
 @pytest.mark.parametrize("processes", ["1", "2"])
 def test_a_signal_before_the_start_starts_nothing(launcher: Launcher, processes: str) -> None:
     job = launcher.start("demo", STARTS="0:0:0", PROCESSES=processes)

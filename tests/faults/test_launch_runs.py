@@ -93,6 +93,7 @@ def test_a_killed_launcher_takes_all_along(arena: Arena, arguments: list[str], t
     job = launch(arena, *arguments, fault="pause:*:3")
     wait_for_step(job, tmp_path / "run", 3)
     job.signal(signal.SIGKILL)
+    assert job.wait() == [-signal.SIGKILL]
     arena.assert_clean(patience=10)
 
 
