@@ -21,6 +21,7 @@ COMMANDS = {
     "walk": "evaluating all subnets of a space in one walk, or one by one",
     "data": "the training pipeline against torch's DataLoader, stage by stage",
     "wait": "what a training step waits for its images",
+    "save": "by how much a checkpoint in the background delays a step",
     "growth": "how a step's cost grows with K, R and depth, against separate passes (computed)",
     "plan": "hours and energy of a recipe on so many GPUs, and its scaling to 1,000 (a model)",
     "study": "accuracy of the training methods on small images, over seeds",

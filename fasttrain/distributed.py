@@ -19,7 +19,7 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compr
 from torch.nn.parallel import DistributedDataParallel
 
 from .config import Run
-from .errors import ConfigError, DistributedError, RunError, error_of
+from .errors import ConfigError, DistributedError, Interrupted, Preempted, RunError, error_of
 from .hardware import choose_device
 from .models import StagedNetwork, TreeForward, batch_norms
 from .watchdog import PATIENCE
@@ -99,8 +99,10 @@ def told(error: Exception) -> Exception:
 
     The first to tell speaks. One that only noticed ends with the reason that was told.
     """
+    if isinstance(error, Preempted | Interrupted) or getattr(error, "speaks", None) is False:
+        return error  # all processes end with it together
     status = error.exit_status if isinstance(error, RunError) else RunError.exit_status
-    ours = f"{status} {first_line(error)}"
+    ours = f"{status} {dist.get_rank() if dist.is_initialized() else 0} {first_line(error)}"
     try:
         first = _Joined.store.compare_set("failure", "", ours).decode() if _Joined.store else ""
     except RuntimeError:  # the process that holds the store is gone
@@ -108,7 +110,7 @@ def told(error: Exception) -> Exception:
     if not first or not isinstance(error, RunError):
         return error
     if isinstance(error, DistributedError):
-        cause, _, message = first.partition(" ")
+        cause, _, message = first.split(" ", 2)
         error = error_of(int(cause), message)
     error.speaks = first == ours
     return error
@@ -147,7 +149,9 @@ def from_main(work: Callable[[], bytes], process: Process) -> bytes:
         raise failure
     content = data.numpy().tobytes() if length else b""
     if status:
-        raise error_of(status, content.decode())
+        failure = error_of(status, content.decode())
+        failure.speaks = False
+        raise failure
     return content
 
 
@@ -298,6 +302,8 @@ def average_running_statistics(network: nn.Module) -> None:
         return
     buffers = [each for layer in batch_norms(network) for each in (layer.running_mean, layer.running_var)]
     statistics = [each for each in buffers if each is not None]
+    if not statistics:
+        return
     # In float64 the mean of equal numbers is that number: doing it again, after a resume, changes nothing.
     flat = torch.cat([each.double() for each in statistics])
     dist.all_reduce(flat)

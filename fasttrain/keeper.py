@@ -18,10 +18,10 @@ from .writer import Writer
 
 
 def find_checkpoint(config: Config, folder: RunFolder, archive: Archive) -> Found | None:
-    """What a run starts from, as `run.resume` says; the folder is taken, if it exists.
+    """What a run starts from, as `run.resume` says.
 
     Raises:
-        ConfigError: the folder is another process's, or not to be entered.
+        ConfigError: the folder is not to be entered.
         CheckpointError: none of the checkpoints is sound.
     """
     resume = config.run.resume
@@ -30,7 +30,6 @@ def find_checkpoint(config: Config, folder: RunFolder, archive: Archive) -> Foun
             f"{folder.path} exists and run.resume is 'never'; allowed: --run.resume auto to go on with it, "
             "or another --run.name"
         )
-    folder.take()
     found = archive.newest()
     if found is None and resume not in ("auto", "never"):
         found = Found(Path(resume), checkpoint.read(Path(resume)))
@@ -66,6 +65,7 @@ class Keeper:
 
         def find() -> bytes:
             nonlocal path
+            self.folder.take()
             found = find_checkpoint(self.config, self.folder, self.archive)
             if found is None:
                 return b""

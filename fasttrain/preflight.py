@@ -21,6 +21,7 @@ from .distributed import Process, local_batch
 from .errors import ConfigError
 from .hardware import choose_device, choose_precision
 from .keeper import find_checkpoint
+from .lock import look
 from .models import StagedNetwork
 from .pipelines.digits import CLASSES
 from .state import check_fits
@@ -70,10 +71,8 @@ def check_resume(
         ConfigError: another process writes the folder, it is not to be entered, or other settings.
         CheckpointError: no checkpoint is sound, or it does not fit.
     """
-    try:
-        found = find_checkpoint(config, folder, Archive(folder.checkpoints))
-    finally:
-        folder.give_back()
+    look(folder.path)
+    found = find_checkpoint(config, folder, Archive(folder.checkpoints))
     if found is None:
         return [f"a new run in {folder.path}"]
     state = decode(found.content, found.path)

@@ -99,19 +99,26 @@ class TrainStep:
             images, small, targets = self.mixing(images, small, targets, epoch=epoch, step=step)
         if self.guard is not None:
             self.guard.keep()
-        losses, shares = [], []
+        loss, passes = self._accumulate(images, small, targets, epoch, step)
+        norm = self.update()
+        if not self.scaler.is_enabled():  # an overflow of fp16 is no fault: the scaler answers it
+            self.check.follow(norm, global_step)
+        return StepResult(loss, lr, norm, passes)
+
+    def _accumulate(
+        self, images: Tensor, small: Sequence[Tensor], targets: Tensor, epoch: int, step: int
+    ) -> tuple[StimulativeLoss, tuple[Pass, ...]]:
+        """Gradients of a batch, part by part; its loss, detached, and what ran."""
+        losses: list[StimulativeLoss] = []
+        shares: list[float] = []
+        passes: tuple[Pass, ...] = ()
         for part in self._parts(images, small, targets):
             plan = self.method.plan(part.images, part.small, epoch=epoch, step=step)
             with nullcontext() if part.last else self._unreduced():
                 losses.append(self.backward(plan, part.targets, part.share, last=part.last))
             shares.append(part.share)
-        loss = losses[0] if len(losses) == 1 else _average(losses, shares)
-        norm = self.update()
-        if self.guard is not None:
-            self.guard.take_back(norm)
-        if not self.scaler.is_enabled():  # an overflow of fp16 is no fault: the scaler answers it
-            self.check.follow(norm, global_step)
-        return StepResult(loss, lr, norm, plan.passes)
+            passes += plan.passes
+        return (losses[0] if len(losses) == 1 else _average(losses, shares)), passes
 
     def _parts(self, images: Tensor, small: Sequence[Tensor], targets: Tensor) -> Iterator[_Part]:
         """The batch in `accumulate` parts, or one part for each image if it has fewer."""
@@ -196,6 +203,8 @@ class TrainStep:
         else:
             guarded_step(self.optimizer, norm)
         self.optimizer.zero_grad()
+        if self.guard is not None:
+            self.guard.take_back(norm)
         if self.ema is not None:
             self.ema.update_parameters(_unwrap(self.forward))
         return norm

@@ -39,20 +39,26 @@ def run(process: Process, mode: str) -> dict[str, object]:
     """Train five steps.
 
     `mode` frozen: batch norm by its running statistics, each rank a part of the batch; same: all of it;
-    split: likewise, the main network and the subnets in passes of their own.
+    split: likewise, the main network and the subnets in passes of their own; accumulate: as frozen, in three
+    parts; bf16: as same, gradients reduced in bf16.
     """
     method = replace(CONFIG.method, backward="split" if mode == "split" else "joint")
-    config = replace(CONFIG, method=method)
+    run = replace(
+        CONFIG.run,
+        accumulate=3 if mode == "accumulate" else 1,
+        gradient_compression="bf16" if mode == "bf16" else "none",
+    )
+    config = replace(CONFIG, method=method, run=run)
     network = build.build_network(config, 10, process.device).double()
     step = build.build_step(config, network, process, Precision("fp32", "cpu"), STEPS)
     network.train()
-    if mode == "frozen":
+    if mode in ("frozen", "accumulate"):
         for layer in batch_norms(network):
             layer.eval()
     draws = []
     for index in range(STEPS):
         tensors = batch(index)
-        if mode == "frozen":
+        if mode in ("frozen", "accumulate"):
             own = len(tensors[2]) // process.world
             tensors = tuple(t[process.rank * own : (process.rank + 1) * own] for t in tensors)  # type: ignore[assignment]
         images, small, targets = tensors

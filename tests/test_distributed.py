@@ -31,14 +31,22 @@ def torchrun(processes: int, *arguments: str, timeout: float = 120) -> subproces
     )
 
 
-@pytest.mark.parametrize("mode", ["frozen", "same", "split"])
+HEAVY = pytest.mark.heavy
+
+
+@pytest.mark.parametrize(
+    "mode",
+    ["frozen", "same", "split", pytest.param("accumulate", marks=HEAVY), pytest.param("bf16", marks=HEAVY)],
+)
 def test_two_processes_train_as_one(tmp_path: Path, mode: str) -> None:
     """`frozen`: each process has half of every batch. DDP's mean of two gradients over 4 images each is the
     gradient over 8 if no image influences another: batch norm works by its running statistics.
     `same`: both have the whole batch, so that batch statistics are equal too, in training mode.
     `split`: likewise, in passes of their own, with one all-reduce after them instead of DDP's.
+    `accumulate`: as `frozen`, each batch in three parts. `bf16`: as `same`, gradients rounded on their way.
     Float64: what is left is rounding.
     """
+    rtol, atol = (0.05, 5e-3) if mode == "bf16" else (1e-9, 1e-11)
     for processes in (1, 2):
         result = torchrun(processes, str(tmp_path), mode)
         assert result.returncode == 0, result.stderr
@@ -48,12 +56,21 @@ def test_two_processes_train_as_one(tmp_path: Path, mode: str) -> None:
     assert alone["draws"] == first["draws"] == second["draws"]
     for part in ("network", "ema"):
         for key, value in alone[part].items():
-            torch.testing.assert_close(first[part][key], value, rtol=1e-9, atol=1e-11)
+            torch.testing.assert_close(first[part][key], value, rtol=rtol, atol=atol)
             torch.testing.assert_close(first[part][key], second[part][key], rtol=0, atol=0)
     weights = alone["network"]["layer1.0.conv1.weight"]
     torch.manual_seed(11)
     initial = create_model("cifar_resnet20", 10).state_dict()["layer1.0.conv1.weight"]
     assert float((weights - initial).abs().max()) > 1e-4  # it did train
+
+
+def test_compression_needs_ddps_own_reduction() -> None:
+    network = create_model("cifar_resnet20", 10)
+    process = distributed.Process(0, 2, torch.device("cpu"))
+    with pytest.raises(
+        ConfigError, match=r"run\.gradient_compression is 'bf16' with method\.backward 'split'"
+    ):
+        distributed.wrap(network, process, joint=False, compression="bf16")
 
 
 def test_a_batch_must_divide() -> None:

@@ -16,12 +16,12 @@ from fasttrain.step import StepResult, TrainStep
 from tests.networks import tiny_images, tiny_resnet
 
 
-def build_step(**optim: object) -> TrainStep:
+def build_step(allowed: int = 0, **optim: object) -> TrainStep:
     config = Config(
         data=Data(crop=32, val_crop=32, val_resize=32),
         method=Method(subnets=2, normalize="layer_norm"),
         optim=Optim(lr=0.01, **optim),  # type: ignore[arg-type]
-        run=Run(batch=4, epochs=2),
+        run=Run(batch=4, epochs=2, skip_nonfinite=allowed),
     )
     network = tiny_resnet((2, 2)).float().train()
     return build.build_step(config, network, Process(0, 1, torch.device("cpu")), Precision("fp32", "cpu"), 4)
@@ -78,6 +78,23 @@ def test_the_norm_is_that_of_all_gradients() -> None:
     weights = [torch.nn.Parameter(torch.zeros(3)), torch.nn.Parameter(torch.zeros(2, 2))]
     weights[0].grad, weights[1].grad = torch.tensor([1.0, 2.0, 2.0]), torch.full((2, 2), 2.0)
     assert gradient_norm([*weights, torch.nn.Parameter(torch.zeros(1))]).item() == 5.0
+
+
+def test_updates_may_be_left_out_up_to_so_many_in_a_row() -> None:
+    """What they did to the running statistics is taken back; the count goes on."""
+    step = build_step(allowed=1)
+    train(step, 0)
+    before = state(step), [each.clone() for each in step.forward.buffers() if each.is_floating_point()]
+    train(step, 1, poison=True)
+    after = state(step), [each for each in step.forward.buffers() if each.is_floating_point()]
+    for ours, theirs in zip([*after[0], *after[1]], [*before[0], *before[1]], strict=True):
+        assert torch.equal(ours, theirs)
+    train(step, 2)
+    train(step, 3, poison=True)
+    train(step, 4, poison=True)
+    assert step.check.skipped == 2
+    with pytest.raises(NonFiniteError, match=r"nan at step 5 \(2 in a row\)"):
+        step.check.settle()
 
 
 def test_infinity_is_told_too() -> None:

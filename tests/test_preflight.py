@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import shutil
 import signal
 import subprocess
@@ -14,6 +16,7 @@ import torch
 from fasttrain import preflight
 from fasttrain.cli import main
 from fasttrain.config import Config
+from fasttrain.lock import lock, look
 from fasttrain.models import create_model
 from fasttrain.torchrun import options
 from tests.faults.harness import write_images
@@ -155,3 +158,22 @@ def test_a_launched_process_ends_with_its_parent(launched: bool) -> None:
     assert result.returncode == -signal.SIGKILL
     assert b"ready" in result.stdout
     assert (b"alive" in result.stdout) == (not launched)
+
+
+def test_another_process_writes_the_folder(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], tmp_path: Path
+) -> None:
+    """Several checks at once are no reason to stop: each node has its own."""
+    folder = tmp_path / "demo"
+    folder.mkdir()
+    assert check(capsys, *arguments)[0] == 0
+    held = lock(folder)
+    assert held is not None
+    status, output = check(capsys, *arguments)
+    assert status == 2
+    assert f"{folder} is being written by another process (process {os.getpid()} on " in output
+    held.close()
+    look(folder)
+    with (folder / "lock").open() as other:
+        fcntl.flock(other, fcntl.LOCK_SH)
+        assert check(capsys, *arguments)[0] == 0

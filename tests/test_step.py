@@ -13,7 +13,7 @@ from fasttrain import build
 from fasttrain.config import Config, Data, Method, Optim, Run
 from fasttrain.distributed import Process
 from fasttrain.hardware import Precision, choose_precision
-from fasttrain.models import StagedNetwork
+from fasttrain.models import StagedNetwork, batch_norms
 from fasttrain.step import StepResult
 from tests.networks import tiny_images, tiny_resnet
 
@@ -26,14 +26,16 @@ INPUTS: dict[str, dict[str, Any]] = {
 }
 
 
-def one_step(network: StagedNetwork, backward: str, options: dict[str, Any]) -> StepResult:
+def one_step(
+    network: StagedNetwork, backward: str, options: dict[str, Any], accumulate: int = 1
+) -> StepResult:
     """Train on one batch, without learning: the gradients stay in the momentum."""
     method = Method(subnets=3, normalize="layer_norm", kl_weight=0.7, backward=backward, **options)  # type: ignore[arg-type]
     config = Config(
         data=Data(crop=32, val_crop=32, val_resize=32),
         method=method,
         optim=Optim(lr=1e-9, weight_decay=0.0, momentum=0.9),
-        run=Run(batch=4, epochs=2),
+        run=Run(batch=4, epochs=2, accumulate=accumulate),
     )
     step = build.build_step(config, network, Process(0, 1, torch.device("cpu")), Precision("fp32", "cpu"), 2)
     small = [tiny_images(4, side, seed=side) for side in (24, 32)] if len(options) == 3 else []
@@ -60,6 +62,25 @@ def test_split_passes_have_the_joint_ones_gradients(inputs: str) -> None:
         assert theirs.abs().max() > 0
     for ours, theirs in zip(split.buffers(), joint.buffers(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("backward", ["joint", "split"])
+@pytest.mark.parametrize("inputs", ["full", "downscaled", "none"])
+def test_a_batch_in_parts_has_the_gradients_of_the_whole(inputs: str, backward: str) -> None:
+    """Three parts of 2, 1 and 1 images, where batch norm works by its running statistics."""
+    whole = tiny_resnet((2, 3)).train()
+    for layer in batch_norms(whole):
+        layer.eval()
+    parts = copy.deepcopy(whole)
+    first = one_step(whole, backward, INPUTS[inputs])
+    second = one_step(parts, backward, INPUTS[inputs], accumulate=3)
+    for ours, theirs in zip(second.loss, first.loss, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
+    gradients: list[tuple[Tensor, Tensor]] = list(zip(parts.gradients, whole.gradients, strict=True))  # type: ignore[arg-type]
+    for ours, theirs in gradients:
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
+        assert theirs.abs().max() > 0
+    assert len(second.passes) == 3 * len(first.passes)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="a CPU has nothing to wait for")

@@ -376,7 +376,13 @@ def test_kernels_train_as_plain_pytorch_does(
     losses = []
     for name, kernels, batch_norm in (("plain", "reference", "torch"), ("fused", "triton", "triton")):
         sections = {
-            "run": {"name": name, "kernels": kernels, "max_steps": 2, "log_every": 1},
+            "run": {
+                "name": name,
+                "kernels": kernels,
+                "max_steps": 2,
+                "log_every": 1,
+                "precision": "fp32",
+            },
             "model": {"batch_norm": batch_norm},
             "evaluation": {"subnets": 0},
             "data": {"val": ""},
@@ -397,7 +403,7 @@ def test_fused_convolutions_train_as_plain_pytorch_does(
     losses = []
     for name, conv1x1 in (("plain", "torch"), ("fused", "reference")):
         sections: dict[str, Any] = {
-            "run": {"name": name, "max_steps": 2, "log_every": 1, "batch": 4},
+            "run": {"name": name, "max_steps": 2, "log_every": 1, "batch": 4, "precision": "fp32"},
             "model": {"name": "resnet26", "batch_norm": "reference", "conv1x1": conv1x1},
             "method": {"name": "common", "subnet_inputs": "full", "sizes": (), "sizes_per_step": 1},
             "evaluation": {"subnets": 0},

@@ -82,6 +82,21 @@ def test_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "--stages holds 'fry'; allowed: decode, crop" in capsys.readouterr().err
 
 
+def test_save(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A round of two steps of each kind; each save is a snapshot and a writing."""
+    path = tmp_path / "save.csv"
+    options = ["--recipe", "demo-ct", "--device", "cpu", "--batch", "4", "--steps", "2", "--rounds", "1"]
+    assert main(["save", *options, "--folder", str(tmp_path), "-o", str(path)]) == 0
+    rows = read(path)
+    seconds = [row["metric"] for row in rows if row["unit"] == "s"]
+    assert seconds[:4] == ["quiet", "quiet", "saving", "saving"]
+    assert seconds.count("snapshot") == seconds.count("writing") >= 1
+    assert rows[-1]["metric"] == "delay"
+    assert "delays the median step by" in capsys.readouterr().out
+    assert [each.name for each in tmp_path.iterdir()] == ["save.csv"]
+    assert main(["save", "--device", "cpu", "--batch", "1"]) == 2
+
+
 @pytest.mark.pipelines
 def test_wait(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Two rounds of one step each; what waits is part of what the pipeline costs."""

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.faults.harness import Arena, write_images
+from tests.faults.harness import Arena, run_arguments, write_images
 
 
 @pytest.fixture
@@ -32,12 +32,21 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def arguments(images: Path, tmp_path: Path) -> list[str]:
-    """`demo` on these images: 2 epochs of 5 steps of 8 images, every step logged, in the folder `run`."""
-    return [
-        "demo",
-        *("--data.train", str(images / "train"), "--data.val", str(images / "val"), "--data.builtin", "none"),
-        *("--data.num-classes", "0", "--data.threads", "1"),
-        *("--evaluation.every", "1", "--evaluation.subnets", "0", "--evaluation.batch", "8"),
-        *("--optim.ema", "0.5", "--run.epochs", "2", "--run.batch", "8", "--run.log-every", "1"),
-        *("--run.device", "cpu", "--run.folder", str(tmp_path), "--run.name", "run"),
-    ]
+    """A small run into `tmp_path / "run"`."""
+    return run_arguments(images, tmp_path)
+
+
+@pytest.fixture(scope="session")
+def whole(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
+    """The folder of an uninterrupted run of so many processes, made once for all tests."""
+    runs: dict[int, Path] = {}
+
+    def of(world: int) -> Path:
+        if world not in runs:
+            folder = tmp_path_factory.mktemp("whole")
+            job = Arena(folder).train(*run_arguments(images, folder), world=world)
+            assert job.wait() == [0] * world, job.output
+            runs[world] = folder / "run"
+        return runs[world]
+
+    return of

@@ -83,12 +83,15 @@ class Arena:
         world: int = 2,
         fault: str = "",
         save_fault: str = "",
+        tiny: str = "1",
+        forget: str = "",
         environment: Mapping[str, str] | None = None,
         limit: float = 120,
     ) -> Job:
         """Start `fasttrain train ARGUMENTS` as `world` processes over gloo, torchrun left out."""
         common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(world)}
-        common |= {"LOCAL_WORLD_SIZE": str(world), **faulty(fault, save_fault), **(environment or {})}
+        common |= {"LOCAL_WORLD_SIZE": str(world), **faulty(fault, save_fault, tiny, forget)}
+        common |= environment or {}
         command = [sys.executable, "-m", "fasttrain", "train", *arguments]
         ranks = [{**common, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(world)]
         return self._start([(command, rank) for rank in ranks], limit)
@@ -143,14 +146,17 @@ def _environment(process: int) -> bytes:
         return b""
 
 
-def faulty(fault: str = "", save_fault: str = "") -> dict[str, str]:
+def faulty(fault: str = "", save_fault: str = "", tiny: str = "1", forget: str = "") -> dict[str, str]:
     """The environment in which the trainer's processes have the tiny network and a fault.
 
     Args:
         fault: `kill:1:5`: what, on which rank (`*`: all), before which global step; see sitecustomize.py.
         save_fault: `kill:half:2`: what, at which point of which save.
+        tiny: `plain`: without batch norm and dropout.
+        forget: what a resume leaves out: random, loader, ema, statistics.
     """
-    return {"PYTHONPATH": f"{INJECT}:{ROOT}", "FAULT": fault, "SAVE_FAULT": save_fault, "TINY": "1"}
+    faults = {"FAULT": fault, "SAVE_FAULT": save_fault, "FORGET": forget}
+    return {"PYTHONPATH": f"{INJECT}:{ROOT}", "TINY": tiny, **faults}
 
 
 def free_port() -> int:
@@ -173,6 +179,20 @@ def write_images(folder: Path, count: int, seed: int = 0) -> None:
             image.save(folder / f"class{label}" / f"{index}.jpg")
 
 
+def run_arguments(images: Path, folder: Path) -> list[str]:
+    """`demo` on such images: 2 epochs of 5 steps of 8 images, two steps to a report, saved every other step
+    and at the end of each epoch; its folder is `folder / "run"`.
+    """
+    return [
+        "demo",
+        *("--data.train", str(images / "train"), "--data.val", str(images / "val"), "--data.builtin", "none"),
+        *("--data.num-classes", "0", "--data.threads", "1", "--optim.ema", "0.5", "--optim.lr", "0.02"),
+        *("--evaluation.every", "1", "--evaluation.subnets", "0", "--evaluation.batch", "2"),
+        *("--run.epochs", "2", "--run.batch", "8", "--run.log-every", "2", "--run.save-steps", "2"),
+        *("--run.device", "cpu", "--run.precision", "fp32", "--run.folder", str(folder), "--run.name", "run"),
+    ]
+
+
 def metrics(run: Path, kind: str = "train") -> list[dict[str, Any]]:
     """The lines of one kind in a run's metrics.jsonl."""
     lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
@@ -184,7 +204,7 @@ def losses(run: Path) -> dict[int, tuple[str, ...]]:
     found: dict[int, tuple[str, ...]] = {}
     for line in metrics(run):
         assert line["global_step"] not in found
-        names = ("loss", "main_loss", "subnet_loss", "train_top1", "lr")
+        names = ("loss", "loss_max", "main_loss", "subnet_loss", "train_top1", "gradient_norm", "lr")
         found[line["global_step"]] = tuple(float(line[name]).hex() for name in names)
     return found
 
@@ -199,6 +219,17 @@ def digests(run: Path) -> dict[str, str]:
     """SHA-256 of what the newest checkpoint holds: network, optimizer, weight average."""
     state = torch.load(checkpoints(run)[-1], weights_only=True)
     return {part: digest(state[part]) for part in ("network", "optimizer", "ema")}
+
+
+def assert_same(run: Path, whole: Path) -> None:
+    """Equal losses of each logged step, evaluations, weights, momentum and averages, to the bit."""
+    assert losses(run) == losses(whole)
+    kept = ("global_step", "top1", "top5", "loss", "images")
+    ours, theirs = (
+        [[line[name] for name in kept] for line in metrics(folder, "evaluation")] for folder in (run, whole)
+    )
+    assert ours == theirs
+    assert digests(run) == digests(whole)
 
 
 def digest(value: Any) -> str:
