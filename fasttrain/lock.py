@@ -39,7 +39,7 @@ def look(folder: Path) -> None:
     Raises:
         ConfigError: another process has it.
     """
-    with suppress(FileNotFoundError, PermissionError), (folder / "lock").open() as file:
+    with suppress(OSError), (folder / "lock").open() as file:
         _locked(file, folder, fcntl.LOCK_SH)
 
 

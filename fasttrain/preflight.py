@@ -52,20 +52,25 @@ def check_run(config: Config, processes: int = 0, nodes: int = 1) -> list[str]:
     build.build_step(config, network, process, precision, steps)
     build.subnets_to_evaluate(config, network, config.evaluation.subnets)
     folder = RunFolder(config)
-    check_room(folder.path, 2 * checkpoint_bytes(network, config))
-    found = check_resume(config, folder, network, None if folders is None else folders.train.classes)
+    notes, checkpoints = check_resume(
+        config, folder, network, None if folders is None else folders.train.classes
+    )
+    check_room(folder.path, checkpoints * checkpoint_bytes(network, config))
     images = "the digits, still to be written" if folders is None else f"{len(folders.train.files)} images"
     return [
         f"{config.recipe or 'run'}: {config.model.name}, {images}, {classes} classes, "
         f"{world} process{'es' if world > 1 else ''} with {local} image{'s' if local > 1 else ''} each",
-        *found,
+        *notes,
     ]
 
 
 def check_resume(
     config: Config, folder: RunFolder, network: StagedNetwork, classes: Sequence[str] | None
-) -> list[str]:
-    """Whether the run can start in its folder, and go on from what is there; what was found, in lines.
+) -> tuple[list[str], int]:
+    """Whether the run can start in its folder, and go on from what is there.
+
+    Returns:
+        What was found, in lines, and how many checkpoints more there must be room for.
 
     Raises:
         ConfigError: another process writes the folder, it is not to be entered, or other settings.
@@ -74,13 +79,13 @@ def check_resume(
     look(folder.path)
     found = find_checkpoint(config, folder, Archive(folder.checkpoints))
     if found is None:
-        return [f"a new run in {folder.path}"]
+        return [f"a new run in {folder.path}"], 2
     state = decode(found.content, found.path)
     check_fits(config, state["classes"] if classes is None else classes, state, found.path)
     with restoring(found.path):
         load_state(network, state["network"], found.path)
         step = int(state["position"]["global_step"])
-    return [*found.warnings, f"{folder.path} goes on from {found.path} at step {step}"]
+    return [*found.warnings, f"{folder.path} goes on from {found.path} at step {step}"], 1
 
 
 def checkpoint_bytes(network: StagedNetwork, config: Config) -> int:
@@ -106,5 +111,5 @@ def check_room(folder: Path, needed: int) -> None:
     if free < needed:
         raise ConfigError(
             f"run.folder is on a disk with {free / 1e6:.0f} MB left ({str(folder)[:200]}); allowed: at least "
-            f"{needed / 1e6:.0f} MB, two checkpoints"
+            f"{needed / 1e6:.0f} MB for checkpoints"
         )
