@@ -8,12 +8,12 @@ import signal
 import sys
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
-from tests.faults.harness import ROOT, Arena, Job, digests, faulty, losses, metrics
+from tests.faults.harness import ROOT, Arena, Job, assert_same, faulty, metrics
 from tests.faults.machines import ADDRESSES, NAMES, Machines, known_names, machines, unavailable
 
 pytestmark = [pytest.mark.faults, pytest.mark.heavy]
@@ -22,17 +22,9 @@ LIMIT = 400.0
 
 
 @pytest.fixture
-def reference(arena: Arena, arguments: list[str], tmp_path: Path) -> dict[str, str]:
-    """The weights of one node with two processes, uninterrupted."""
-    return trained(arena, arguments, tmp_path)
-
-
-def trained(arena: Arena, arguments: Sequence[str], folder: Path) -> dict[str, str]:
-    settings = {**faulty(), "PYTHON": sys.executable, "PROCESSES": "2"}
-    launch = ["bash", str(ROOT / "launch.sh"), *arguments, "--run.name", "reference"]
-    job = arena.start(launch, settings, limit=LIMIT)
-    assert job.wait() == [0], job.output
-    return digests(folder / "reference")
+def reference(whole: Callable[[int], Path]) -> Path:
+    """The uninterrupted run of one node with two processes."""
+    return whole(2)
 
 
 @pytest.fixture
@@ -56,18 +48,17 @@ def start(
 
 @pytest.mark.parametrize("pair", ["none", "127.0.1.1", "right"], indirect=True)
 def test_two_nodes_train_as_one(
-    arena: Arena, pair: Machines, arguments: list[str], tmp_path: Path, reference: dict[str, str]
+    arena: Arena, pair: Machines, arguments: list[str], tmp_path: Path, reference: Path
 ) -> None:
     """Row 16: whatever a node's own name means to it."""
     master = ADDRESSES[0] if "node-a" not in pair.hosts[0] else NAMES[0]
     jobs = [start(arena, pair, rank, arguments, master) for rank in range(2)]
     assert [job.wait() for job in jobs] == [[0], [0]], "\n".join(job.output for job in jobs)
-    assert digests(tmp_path / "run") == reference
-    assert losses(tmp_path / "run") == losses(tmp_path / "reference")
+    assert_same(tmp_path / "run", reference)
 
 
 def test_two_nodes_under_slurm(
-    arena: Arena, pair: Machines, arguments: list[str], tmp_path: Path, reference: dict[str, str]
+    arena: Arena, pair: Machines, arguments: list[str], tmp_path: Path, reference: Path
 ) -> None:
     """Row 16 by stand-ins for srun and scontrol."""
     commands = tmp_path / "commands"
@@ -90,23 +81,22 @@ def test_two_nodes_under_slurm(
         limit=LIMIT,
     )
     assert job.wait() == [0], job.output
-    assert digests(tmp_path / "run") == reference
+    assert_same(tmp_path / "run", reference)
 
 
 def test_a_crash_on_one_node_restarts_both(
-    arena: Arena, pair: Machines, arguments: list[str], tmp_path: Path, reference: dict[str, str]
+    arena: Arena, pair: Machines, arguments: list[str], tmp_path: Path, reference: Path
 ) -> None:
     """Row 2 on two nodes: the process of node 1 is killed in the second epoch."""
     once = {"fault": "kill:1:7", "FAULT_ONCE": str(tmp_path / "once")}
     jobs = [start(arena, pair, rank, arguments, ADDRESSES[0], **once) for rank in range(2)]
     assert [job.wait() for job in jobs] == [[0], [0]], "\n".join(job.output for job in jobs)
     assert all("restart 1 of 3" in job.output for job in jobs)
-    assert digests(tmp_path / "run") == reference
-    assert losses(tmp_path / "run") == losses(tmp_path / "reference")
+    assert_same(tmp_path / "run", reference)
 
 
 def test_a_signal_to_one_node_saves_on_both(
-    arena: Arena, pair: Machines, arguments: list[str], tmp_path: Path, reference: dict[str, str]
+    arena: Arena, pair: Machines, arguments: list[str], tmp_path: Path, reference: Path
 ) -> None:
     """Row 10 on two nodes: node 1 alone is told to end."""
     jobs = [start(arena, pair, rank, arguments, ADDRESSES[0], fault="pause:*:3") for rank in range(2)]
@@ -121,11 +111,11 @@ def test_a_signal_to_one_node_saves_on_both(
     assert [job.wait() for job in jobs] == [[75], [75]], "\n".join(job.output for job in jobs)
     jobs = [start(arena, pair, rank, arguments, ADDRESSES[0]) for rank in range(2)]
     assert [job.wait() for job in jobs] == [[0], [0]], "\n".join(job.output for job in jobs)
-    assert digests(tmp_path / "run") == reference
+    assert_same(tmp_path / "run", reference)
 
 
 def test_a_partition_ends_both_and_the_run_goes_on(
-    arena: Arena, pair: Machines, arguments: list[str], tmp_path: Path, reference: dict[str, str]
+    arena: Arena, pair: Machines, arguments: list[str], tmp_path: Path, reference: Path
 ) -> None:
     """Row 15: the link goes down in the second epoch; both leave within the timeout and 10 seconds. Only the
     launchers wait for each other a little longer.
@@ -144,7 +134,7 @@ def test_a_partition_ends_both_and_the_run_goes_on(
     pair.link("up")
     jobs = [start(arena, pair, rank, arguments, ADDRESSES[0]) for rank in range(2)]
     assert [job.wait() for job in jobs] == [[0], [0]], "\n".join(job.output for job in jobs)
-    assert digests(tmp_path / "run") == reference
+    assert_same(tmp_path / "run", reference)
 
 
 def command(process: int) -> list[bytes]:
