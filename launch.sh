@@ -251,6 +251,7 @@ on_all_nodes() { # TRAINER'S ARGUMENTS ...: this script as one task on each node
         exit
     fi
     run "${command[@]}" || status=$?
+    ((status < 126)) || status=$(meaning "$status") # srun itself was ended
     # Only after the signal that announces the end: a job that was cancelled must not come back.
     if [[ $status == 75 && $stopped == USR1 ]]; then
         if ((${SLURM_RESTART_COUNT:-0} >= requeues)); then
