@@ -1,40 +1,301 @@
 #!/usr/bin/env bash
-# Train a recipe on this machine: one process per GPU, or one process on the CPU.
+# Train a recipe on this machine, on the nodes of a SLURM job, or on nodes that are started by hand.
+#
+# check the command line, in one process
+# until the run has ended:
+#     all nodes meet and agree on a new start         # fasttrain.rally; one node agrees with itself
+#     torchrun, or one process                        # signals are passed on to it
+#     exit status <- the cause, from the status file  # torchrun makes 1 of every failure
+#     again, after a crash or a hang that gained a step
+# under SLURM the batch script runs this on each node by srun, and requeues the job if it was preempted
 set -euo pipefail
 
 usage() {
-    cat <<'EOF'
-usage: ./launch.sh RECIPE [--resume] [--section.field value ...]
+    cat << 'EOF'
+usage: ./launch.sh [--dry-run] RECIPE [--section.field value ...]
 
-Trains RECIPE on all GPUs of this machine, one process each, or on the CPU where there is none.
-CUDA_VISIBLE_DEVICES limits the GPUs, PROCESSES sets the number of processes (also on a CPU, to try things
-out). PYTHON names the interpreter (default: .venv/bin/python, else python3).
-`fasttrain recipes` lists the recipes, `fasttrain train RECIPE --help` every field.
+Trains RECIPE on all GPUs of this machine, one process each, or on the CPU where there is none; in a SLURM job
+(sbatch, salloc or srun) on all its nodes; elsewhere on the nodes where it is started with NNODES, NODE_RANK
+and MASTER_ADDR. The same command goes on with a run that was ended. `fasttrain recipes` lists the recipes,
+`fasttrain train RECIPE --help` every field. --dry-run prints the commands and trains nothing.
+
+  PROCESSES      processes per node (default: one per GPU, else 1); CUDA_VISIBLE_DEVICES limits the GPUs
+  PYTHON         the interpreter (default: .venv/bin/python, else python3)
+  RESTARTS       new starts after crashes or hangs in a row (default: 3)
+  NNODES         number of nodes (default: 1, under SLURM the job's)
+  NODE_RANK      this node, 0 to NNODES - 1
+  MASTER_ADDR    host name or IPv4 address of node 0
+  MASTER_PORT    where the nodes meet on node 0 (default: 29400, under SLURM from the job's number)
+  JOIN_TIMEOUT   seconds that a node waits for the others (default: 300)
+  REQUEUES       times that a preempted SLURM job is requeued (default: 50)
+
+Exit status: 0 done, 2 command line, 3 data, 4 checkpoint, 5 loss not finite, 6 out of memory, 7 a process or
+node was lost, 75 preempted (start it again), 130 interrupted, 1 anything else.
 EOF
 }
 
+say() { echo "launch.sh: $*" >&2; }
+
+fail() { # STATUS MESSAGE
+    say "$2"
+    exit "$1"
+}
+
+whole() { # NAME VALUE LOWEST [HIGHEST]: end unless VALUE is a whole number in that range
+    if ! [[ $2 =~ ^(0|[1-9][0-9]{0,8})$ ]] || (($2 < $3 || $2 > ${4:-999999999})); then
+        fail 2 "$1 is '$2'; allowed: $3 to ${4:-999999999}"
+    fi
+}
+
+show() { # COMMAND ...: print it, ready for a shell
+    printf '%q ' "$@"
+    echo
+}
+
+# Processes and signals
+
+child=''   # the process that gets the signals
+stopped='' # the signal that is to end the run
+
+# shellcheck disable=SC2317 # the traps call it
+pass_on() { # SIGNAL
+    stopped=$1
+    [[ -z $child ]] || kill -s "$1" "$child" 2> /dev/null || true
+}
+
+run() { # COMMAND ...: its exit status; it is a process group of its own, so that Ctrl-C reaches it once
+    local status=0
+    set -m
+    "$@" &
+    child=$!
+    set +m
+    [[ -z $stopped ]] || pass_on "$stopped" # it came before there was a child
+    wait "$child" || status=$?
+    while kill -0 "$child" 2> /dev/null; do # a signal ended the wait
+        status=0
+        wait "$child" || status=$?
+    done
+    child=''
+    return "$status"
+}
+
+meaning() { # STATUS: the exit status of a command that told no cause, in which a signal may have ended it
+    case $1:$stopped in
+        0:*) echo 0 ;;
+        *:INT) echo 130 ;;
+        *:?*) echo 75 ;;
+        *) echo $(($1 < 126 ? $1 : 1)) ;;
+    esac
+}
+
+# What there is
+
+find_python() {
+    local find='import importlib.util as u, sys; sys.exit(not all(map(u.find_spec, ("fasttrain", "torch"))))'
+    python=${PYTHON:-$([[ -x $here/.venv/bin/python ]] && echo "$here/.venv/bin/python" || echo python3)}
+    "$python" -c "$find" 2> /dev/null ||
+        fail 2 "$python has no fasttrain: run make demo in $here once, or let PYTHON name one that has it"
+}
+
+find_nodes() {
+    local list
+    if in_slurm; then
+        [[ ${SLURM_LOCALID:-0} == 0 ]] || fail 2 "more than one task per node; allowed: srun --ntasks-per-node=1"
+        nodes=${SLURM_STEP_NUM_NODES:-${SLURM_NNODES:-1}} node=${SLURM_NODEID:-0}
+        list=$(scontrol show hostnames "${SLURM_STEP_NODELIST:-$SLURM_JOB_NODELIST}")
+        master=${list%%$'\n'*}
+        port=${MASTER_PORT:-$((10000 + SLURM_JOB_ID % 20000))} # below those that the kernel gives away
+    else
+        nodes=${NNODES:-1} node=${NODE_RANK:-0} master=${MASTER_ADDR:-} port=${MASTER_PORT:-29400}
+        whole NNODES "$nodes" 1 65536
+        whole NODE_RANK "$node" 0 $((nodes - 1))
+        ((nodes == 1)) || [[ ${NODE_RANK:-} && $master ]] ||
+            fail 2 "NNODES is $nodes; allowed: with NODE_RANK and MASTER_ADDR, node 0's address"
+    fi
+    whole MASTER_PORT "$port" 1 65535
+}
+
+find_processes() {
+    local facts cores
+    mapfile -t facts < <("$python" -m fasttrain.torchrun)
+    ((${#facts[@]})) || fail 1 "$python -m fasttrain.torchrun failed"
+    processes=${PROCESSES:-${facts[0]}}
+    whole PROCESSES "$processes" 1 65536
+    options=("${facts[@]:1}")
+    cores=$(nproc)
+    export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores > processes ? cores / processes : 1))}
+}
+
+# A run on this node, with all others
+
+status=0     # exit status of the last start
+again=yes    # whether this node would start (again)
+restarts=0   # in a row
+last_step='' # where the last start began
+resume=()    # what a later start adds to the command line
+
+check() { # TRAINER'S ARGUMENTS ...: one process finds mistakes, so that they are told once
+    local command=("$python" -m fasttrain check "$@" --processes "$processes" --nodes "$nodes")
+    if [[ $dry ]]; then
+        show "${command[@]}"
+    elif ((node == 0)); then
+        run "${command[@]}"
+    else
+        run "${command[@]}" > "$scratch/check" 2>&1 # told if it is this node's fault
+    fi
+}
+
+meet() { # TRAINER'S ARGUMENTS ...: whether to start; sets where, or status
+    if [[ $again && $stopped ]]; then
+        again='' status=$(meaning 1)
+    fi
+    if ((nodes == 1)); then
+        [[ $again ]]
+        return
+    fi
+    local command=("$python" -m fasttrain.rally --nodes "$nodes" --node "$node" --master "$master" --port "$port"
+        --timeout "$join_timeout" --status "$status" ${again:+--again} -- "$processes" "$@")
+    local words=(start RENDEZVOUS ADDRESS PORT INTERFACE) ended=0
+    if [[ $dry ]]; then
+        show "${command[@]}"
+    else
+        run "${command[@]}" > "$scratch/decision" || ended=$?
+        read -ra words < "$scratch/decision" || words=(end "$(meaning "$ended")" "$node")
+    fi
+    if [[ ${words[0]} == end ]]; then
+        status=${words[1]}
+        [[ ${words[2]} != "$node" || ! -s $scratch/check ]] || cat "$scratch/check" >&2
+        return 1
+    fi
+    where=(--nnodes="$nodes" --node-rank="$node" --rdzv-id="${words[1]}"
+        --rdzv-conf="timeout=$join_timeout" --master-addr="${words[2]}" --master-port="${words[3]}")
+    network=(GLOO_SOCKET_IFNAME="${GLOO_SOCKET_IFNAME:-${words[4]}}"
+        NCCL_SOCKET_IFNAME="${NCCL_SOCKET_IFNAME:-${words[4]}}")
+}
+
+start() { # TRAINER'S ARGUMENTS ...: train until it ends; sets status
+    local command=("$python" -m fasttrain train) ended=0
+    if ((nodes * processes > 1)); then # after `--` torchrun leaves the trainer's flags alone
+        command=("$python" -m fasttrain.torchrun "${where[@]}" --nproc-per-node="$processes"
+            --max-restarts=0 "${options[@]}" --module -- fasttrain train)
+    fi
+    command=(env OMP_NUM_THREADS="$OMP_NUM_THREADS" FASTTRAIN_STATUS="$scratch/status" "${network[@]}"
+        "${command[@]}" "$@" "${resume[@]}")
+    if [[ $dry ]]; then
+        show "${command[@]}"
+        exit
+    fi
+    rm -rf "$scratch/status"
+    mkdir "$scratch/status"
+    run "${command[@]}" || ended=$?
+    status=$(meaning "$ended")
+    [[ ! -s $scratch/status/exit ]] || read -r status < "$scratch/status/exit"
+}
+
+judge() { # SECONDS: decide whether to start again after a start of so many seconds; sets again
+    local step='' what
+    again=''
+    [[ $stopped || ($status != 1 && $status != 7) ]] && return
+    [[ ! -s $scratch/status/start ]] || read -r step < "$scratch/status/start"
+    what="exit status $status${step:+ of a start at step $step}"
+    (($1 < 3600)) || restarts=0
+    if [[ $step && $step == "$last_step" ]]; then
+        say "$what, as the one before: nothing gained, not started again"
+    elif ((restarts >= restarts_allowed)); then
+        say "$what: not started again after $restarts restarts (RESTARTS)"
+    else
+        restarts=$((restarts + 1)) again=yes last_step=$step
+        say "$what: restart $restarts of $restarts_allowed"
+    fi
+}
+
+enter() { # TRAINER'S ARGUMENTS ...: a later start may enter the run folder that the first one made
+    case " $* " in
+        *" --run.resume never "* | *" --run.resume=never "*) resume=(--run.resume auto) ;;
+    esac
+}
+
+on_this_node() { # TRAINER'S ARGUMENTS ...
+    local began
+    find_nodes
+    find_processes
+    where=(--standalone --local-addr=127.0.0.1)
+    network=(GLOO_SOCKET_IFNAME="${GLOO_SOCKET_IFNAME:-lo}") # one literal name: gloo knows no NCCL patterns
+    ((${SLURM_RESTART_COUNT:-0} == 0)) || enter "$@"
+    check "$@" "${resume[@]}" || {
+        status=$(meaning $?)
+        again=''
+    }
+    while meet "$@"; do
+        began=$SECONDS
+        start "$@"
+        judge $((SECONDS - began))
+        enter "$@"
+    done
+    exit "$status"
+}
+
+# SLURM
+
+in_slurm() { [[ ${SLURM_JOB_ID:-} ]]; }
+
+in_step() { # the two largest numbers are the batch script's step and that of salloc
+    [[ ${SLURM_STEP_ID:-} ]] && ((SLURM_STEP_ID < 4294967290))
+}
+
+on_all_nodes() { # TRAINER'S ARGUMENTS ...: this script as one task on each node of the job
+    local command=(srun --nodes="$SLURM_NNODES" --ntasks="$SLURM_NNODES" --ntasks-per-node=1
+        ${SLURM_CPUS_PER_TASK:+--cpus-per-task="$SLURM_CPUS_PER_TASK"} bash "$here/launch.sh" "$@")
+    if [[ $dry ]]; then
+        show "${command[@]}"
+        exit
+    fi
+    run "${command[@]}" || status=$?
+    ((status < 126)) || status=$(meaning "$status") # srun itself was ended
+    # Only after the signal that announces the end: a job that was cancelled must not come back.
+    if [[ $status == 75 && $stopped == USR1 ]]; then
+        if ((${SLURM_RESTART_COUNT:-0} >= requeues)); then
+            say "preempted, and not requeued after $SLURM_RESTART_COUNT times (REQUEUES)"
+        else
+            scontrol requeue "$SLURM_JOB_ID" || say "preempted; SLURM does not requeue job $SLURM_JOB_ID"
+        fi
+    fi
+    exit "$status"
+}
+
+# Start
+
+dry=''
 case "${1:-}" in
-    -h | --help) usage; exit 0 ;;
-    "") usage >&2; exit 2 ;;
+    -h | --help)
+        usage
+        exit
+        ;;
+    --dry-run)
+        dry=yes
+        shift
+        ;;
 esac
-
+if (($# == 0)); then
+    usage >&2
+    exit 2
+fi
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-python=${PYTHON:-$([ -x "$here/.venv/bin/python" ] && echo "$here/.venv/bin/python" || echo python3)}
-
-# One process checks the command line, so that a mistake is told once and not by every rank.
-if ! "$python" -m fasttrain show "$@" > /dev/null; then
-    exit 2
+[[ -d $here/fasttrain ]] || here=${SLURM_SUBMIT_DIR:-$here} # sbatch runs a copy of this file
+restarts_allowed=${RESTARTS:-3} join_timeout=${JOIN_TIMEOUT:-300} requeues=${REQUEUES:-50}
+whole RESTARTS "$restarts_allowed" 0
+whole JOIN_TIMEOUT "$join_timeout" 1
+whole REQUEUES "$requeues" 0
+find_python
+for argument in "${@:2}"; do
+    case $argument in -h | --help) exec "$python" -m fasttrain train "$@" ;; esac
+done
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
+trap 'pass_on TERM' TERM HUP
+trap 'pass_on INT' INT
+trap 'pass_on USR1' USR1
+if in_slurm && ! in_step; then
+    on_all_nodes "$@"
 fi
-
-processes=${PROCESSES:-$("$python" -c 'import torch; print(max(1, torch.cuda.device_count()))')}
-if ! [[ $processes =~ ^[1-9][0-9]*$ ]]; then
-    echo "launch.sh: PROCESSES is '$processes'; allowed: 1, 2, ..." >&2
-    exit 2
-fi
-if [ "$processes" = 1 ]; then
-    exec "$python" -m fasttrain train "$@"
-fi
-export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(($(nproc) / processes > 0 ? $(nproc) / processes : 1))}
-# After `--` torchrun leaves the trainer's flags alone.
-exec "$python" -m torch.distributed.run --standalone --local-addr=127.0.0.1 \
-    --nproc-per-node="$processes" --module -- fasttrain train "$@"
+on_this_node "$@"

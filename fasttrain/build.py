@@ -24,8 +24,14 @@ from .step import TrainStep
 from .subnets import OrderedSpace, Subnet, ordered_space, sample_distinct, sampling_space
 
 
-def build_network(config: Config, classes: int, device: torch.device) -> StagedNetwork:
+def build_network(config: Config, classes: int, device: torch.device, world: int = 0) -> StagedNetwork:
     """The network on its device, initialized from the seed or from given weights, fused as asked.
+
+    Args:
+        config: of the run.
+        classes: of the training images.
+        device: where it will be.
+        world: processes that share each batch; 0: those of the process group.
 
     Raises:
         ConfigError: an unknown name, images smaller than the network allows, or an implementation of batch
@@ -42,7 +48,7 @@ def build_network(config: Config, classes: int, device: torch.device) -> StagedN
             raise ConfigError(
                 f"{name} is {side}; allowed: at least {network.reduction} pixels for {config.model.name}"
             )
-    _check_batch_norm(config, network.reduction)
+    _check_batch_norm(config, network.reduction, world or distributed.processes())
     if config.model.weights:
         load_weights(network, Path(config.model.weights))
     memory_format = torch.channels_last if config.run.channels_last else torch.contiguous_format
@@ -82,10 +88,10 @@ def _check_sync(config: Config, device: torch.device) -> str:
     return "torch"
 
 
-def _check_batch_norm(config: Config, reduction: int) -> None:
+def _check_batch_norm(config: Config, reduction: int, world: int) -> None:
     """Training-mode batch norm needs two values per channel: two images, or two pixels of one."""
     smallest = min((config.data.crop, *config.method.sizes))
-    own = config.run.batch // distributed.processes()
+    own = config.run.batch // world
     local = own // config.run.accumulate
     if own and not local:
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""The command line: `fasttrain train|evaluate|runs|watch|recipes|...`. Alone in knowing tyro."""
+"""The command line: `fasttrain train|check|evaluate|runs|watch|...`. Alone in knowing tyro."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from rich.console import Console
 from . import signals
 from .config import Config, to_dict
 from .errors import INTERRUPTED, ConfigError, RunError
+from .orphans import end_with_launcher
 from .recipes import RECIPES, describe, recipe
 from .status import tell_exit
 
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 USAGE = """usage: fasttrain COMMAND ...
 
   train RECIPE [--section.field value ...]              train, or go on; RECIPE may be a run's config.json
+  check RECIPE [--section.field value ...]              look for mistakes in a run before it is started
+        [--processes N] [--nodes N]                     with N processes on each of N machines
   evaluate RUN [--help]                                 evaluate a run's main network and subnets
   runs [DIR] [--json]                                   list the runs in a folder (default: runs)
   watch RUN [--once]                                    a run's curves in the terminal, while it runs
@@ -73,6 +76,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _dispatch(command: str, rest: list[str]) -> None:
     commands: dict[str, Callable[[list[str]], None]] = {
         "train": _train,
+        "check": _check,
         "evaluate": _evaluate,
         "runs": _runs,
         "watch": _watch,
@@ -136,10 +140,30 @@ _RESUME = {"--resume": ("--run.resume", "auto")}
 
 def _train(rest: list[str]) -> None:
     config = _configure("train", rest)
+    end_with_launcher()
     with signals.caught() as caught:  # before torch, whose import takes seconds
         from .trainer import train
 
         train(config, caught)
+
+
+def _check(rest: list[str]) -> None:
+    counts = {"--processes": 0, "--nodes": 1}
+    others: list[str] = []
+    words = iter(rest)
+    for word in words:
+        if word in counts:
+            value = next(words, "")
+            if not value.isdecimal() or int(value) < counts[word]:
+                raise ConfigError(f"{word} is {value!r}; allowed: {counts[word]} or more")
+            counts[word] = int(value)
+        else:
+            others.append(word)
+    config = _configure("check", others)
+    from .preflight import check_run
+
+    for line in check_run(config, counts["--processes"], counts["--nodes"]):
+        print(line)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -265,7 +289,7 @@ def _show(rest: list[str]) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Check:
+class _CheckData:
     """Decode every image once, in parallel. Exit status 3 if some are bad, unless they are left out."""
 
     source: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DIR")]
@@ -310,7 +334,7 @@ def _data(rest: list[str]) -> None:
 
 
 def _check_data(rest: list[str]) -> None:
-    options = tyro.cli(_Check, prog="fasttrain data check", args=rest)
+    options = tyro.cli(_CheckData, prog="fasttrain data check", args=rest)
     from .data import check_data
 
     check_data(

@@ -8,13 +8,32 @@ from functools import partial
 from pathlib import Path
 
 from . import checkpoint, distributed
-from .archive import Archive
+from .archive import Archive, Found
 from .config import Config
 from .distributed import Process
 from .errors import CheckpointError, ConfigError
 from .state import State
 from .telemetry import RunFolder
 from .writer import Writer
+
+
+def find_checkpoint(config: Config, folder: RunFolder, archive: Archive) -> Found | None:
+    """What a run starts from, as `run.resume` says.
+
+    Raises:
+        ConfigError: the folder is not to be entered.
+        CheckpointError: none of the checkpoints is sound.
+    """
+    resume = config.run.resume
+    if resume == "never" and folder.path.exists():
+        raise ConfigError(
+            f"{folder.path} exists and run.resume is 'never'; allowed: --run.resume auto to go on with it, "
+            "or another --run.name"
+        )
+    found = archive.newest()
+    if found is None and resume not in ("auto", "never"):
+        found = Found(Path(resume), checkpoint.read(Path(resume)))
+    return found
 
 
 class Keeper:
@@ -46,22 +65,13 @@ class Keeper:
 
         def find() -> bytes:
             nonlocal path
-            resume = self.config.run.resume
-            if resume == "never" and self.folder.path.exists():
-                raise ConfigError(
-                    f"{self.folder.path} exists and run.resume is 'never'; allowed: --run.resume auto to go "
-                    "on with it, or another --run.name"
-                )
             self.folder.take()
-            found = self.archive.newest()
-            if found is not None:
-                notes.extend(found.warnings)
-                path = found.path
-                return found.content
-            if resume in ("auto", "never"):
+            found = find_checkpoint(self.config, self.folder, self.archive)
+            if found is None:
                 return b""
-            path = Path(resume)
-            return checkpoint.read(path)
+            notes.extend(found.warnings)
+            path = found.path
+            return found.content
 
         content = distributed.from_main(find, self.process)
         if content:

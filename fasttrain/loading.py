@@ -14,6 +14,7 @@ from .config import Config
 from .distributed import Process
 from .errors import ConfigError
 from .pipelines.digits import write_digits
+from .pipelines.draws import Split
 from .pipelines.folder import ImageFolder
 from .pipelines.loader import EvalLoader, TrainLoader, eval_loader, train_loader
 from .pipelines.manifest import check_presence, open_images
@@ -41,25 +42,35 @@ def find_images(config: Config, process: Process) -> Folders:
         DataError: a folder or manifest that is missing, empty, or does not fit, or files that are not as
             their manifest says.
     """
+    if process.is_main and digits_missing(config):
+        write_digits(Path(config.data.train).parent)
+    distributed.barrier()
+    folders = open_folders(config)
+    if process.is_main:
+        for images in filter(None, (folders.train, folders.val)):
+            check_presence(images)
+    return folders
+
+
+def digits_missing(config: Config) -> bool:
+    """Whether the images are the built-in digits, still to be written."""
+    folder = Path(config.data.train)
+    return config.data.builtin == "digits" and folder.name == "train" and not folder.exists()
+
+
+def open_folders(config: Config) -> Folders:
+    """List the training and validation images, which are there.
+
+    Raises:
+        ConfigError, DataError: as `find_images`, but that no file is compared with its manifest.
+    """
     data = config.data
     if not data.train:
         raise ConfigError(
             "data.train is empty; allowed: a folder with one folder of images per class, or a manifest"
         )
-    train_folder = Path(data.train)
-    if (
-        data.builtin == "digits"
-        and process.is_main
-        and train_folder.name == "train"
-        and not train_folder.exists()
-    ):
-        write_digits(train_folder.parent)
-    distributed.barrier()
     train = open_images(data.train)
     val = open_images(data.val, classes=train.classes) if data.val else None
-    if process.is_main:
-        for images in filter(None, (train, val)):
-            check_presence(images)
     if 0 < data.num_classes < len(train.classes):
         raise ConfigError(
             f"data.num_classes is {data.num_classes}; allowed: 0 or at least the {len(train.classes)} "
@@ -81,6 +92,16 @@ def validation_notes(folders: Folders) -> list[str]:
         elif images.left_out:
             notes.append(f"{name}: {images.left_out} bad images are left out by the manifest")
     return notes
+
+
+def steps_per_epoch(config: Config, folder: ImageFolder, world: int) -> int:
+    """Training steps per epoch of `world` processes.
+
+    Raises:
+        ConfigError: a batch that does not divide over the processes or is larger than the data.
+    """
+    batch = distributed.local_batch(config.run.batch, world)
+    return Split(images=len(folder.files), batch=batch, world=world, drop_last=config.data.drop_last).steps
 
 
 def build_train_loader(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import TextIO
 
@@ -23,8 +24,34 @@ def lock(folder: Path) -> TextIO | None:
         file = (folder / "lock").open("a+")
     except OSError as error:
         raise ConfigError(f"run.folder: cannot write to {str(folder)[:200]!r}: {error.strerror}") from None
+    if not _locked(file, folder, fcntl.LOCK_EX):
+        file.close()
+        return None
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {os.uname().nodename}\n")
+    file.flush()
+    return file
+
+
+def look(folder: Path) -> None:
+    """Whether a folder could be taken now; several processes may look at once.
+
+    Raises:
+        ConfigError: another process has it.
+    """
+    with suppress(OSError), (folder / "lock").open() as file:
+        _locked(file, folder, fcntl.LOCK_SH)
+
+
+def _locked(file: TextIO, folder: Path, kind: int) -> bool:
+    """Lock a file, if its file system has locks.
+
+    Raises:
+        ConfigError: another process has locked it.
+    """
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
+        return True
     except BlockingIOError:
         file.seek(0)
         owner = file.read(200).strip()
@@ -33,10 +60,5 @@ def lock(folder: Path) -> TextIO | None:
             f"{folder} is being written by another process ({owner}); allowed: to wait for its end, or "
             "another --run.name"
         ) from None
-    except OSError:  # some network file systems
-        file.close()
-        return None
-    file.truncate(0)
-    file.write(f"process {os.getpid()} on {os.uname().nodename}\n")
-    file.flush()
-    return file
+    except OSError:  # some network file systems have none
+        return False

@@ -151,11 +151,7 @@ class State:
             ConfigError: the run has other settings.
             CheckpointError: it is of other data, or does not fit.
         """
-        with checkpoint.restoring(path):
-            recorded = from_dict(state["config"])  # fields that are newer than it get their defaults
-        check_settings(self.config, recorded)
-        if state["classes"] != list(self.classes):
-            raise CheckpointError(f"{path} was trained on other classes than {self.config.data.train}")
+        check_fits(self.config, self.classes, state, path)
         with checkpoint.restoring(path):
             checkpoint.load_state(self.network, state["network"], path)
             self.step.optimizer.load_state_dict(state["optimizer"])
@@ -294,6 +290,20 @@ def config_hash(config: Config) -> str:
     """SHA-256 of the settings that a resume may not change."""
     decisive = {name: value for name, value in flat(to_dict(config)).items() if name not in FREE_ON_RESUME}
     return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
+
+
+def check_fits(config: Config, classes: Sequence[str], state: Mapping[str, Any], path: Path) -> None:
+    """Whether a run may go on with a checkpoint, as far as settings and classes tell.
+
+    Raises:
+        ConfigError: the run has other settings.
+        CheckpointError: it is of other data.
+    """
+    with checkpoint.restoring(path):
+        recorded = from_dict(state["config"])  # fields that are newer than it get their defaults
+    check_settings(config, recorded)
+    if state["classes"] != list(classes):
+        raise CheckpointError(f"{path} was trained on other classes than {config.data.train}")
 
 
 def check_settings(config: Config, recorded: Config) -> None:

@@ -14,6 +14,7 @@ from fasttrain.errors import ConfigError, DataError
 
 IMAGES = 1797
 """Images of the data set: 8x8 scans of the digits 0 to 9 (UCI, Alpaydin and Kaynak 1998)."""
+CLASSES = 10
 SIDE = 32
 """Side of the written images, pixels."""
 TEST_EVERY = 5

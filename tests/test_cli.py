@@ -216,7 +216,10 @@ def test_the_launcher_checks_first(tmp_path: Path) -> None:
             timeout=120,
             check=False,
             cwd=tmp_path,
-            env={"PATH": "/usr/bin:/bin", "PYTHON": sys.executable, "HOME": str(tmp_path)},
+            env={
+                **{"PATH": "/usr/bin:/bin", "PYTHON": sys.executable, "HOME": str(tmp_path)},
+                "PYTHONPATH": str(ROOT),
+            },
         )
 
     assert "usage: ./launch.sh" in launch("--help").stdout

@@ -2,9 +2,10 @@
 
 FAULT holds `WHAT:RANK:STEP` with commas between: before the global step STEP (counted from 0) of rank RANK
 (`*`: each), WHAT of `FAULTS` happens; STEP may be `start` (the trainer was imported) or `evaluation` (its
-first batch). SAVE_FAULT is `WHAT:POINT:SAVE`: at a point of the main process's SAVE-th checkpoint. FORGET
-names what a resume leaves out. TINY puts a small network in the place of the recipe's: `1` with batch norm
-and dropout, `plain` without. RECORD is a folder for the images that each rank is given.
+first batch). FAULT_ONCE, the beginning of a file's name, lets each rank's happen at the first start alone.
+SAVE_FAULT is `WHAT:POINT:SAVE`: at a point of the main process's SAVE-th checkpoint. FORGET names what a
+resume leaves out. TINY puts a small network in the place of the recipe's: `1` with batch norm and dropout,
+`plain` without. RECORD is a folder for the images that each rank is given.
 """
 
 from __future__ import annotations
@@ -52,6 +53,7 @@ FAULTS: dict[str, Callable[[], None]] = {
     "full": _limit_files(20_000),
     "room": _limit_files(resource.RLIM_INFINITY),
     "slow": lambda: time.sleep(20),
+    "pause": lambda: time.sleep(8),
 }
 
 
@@ -72,7 +74,7 @@ def _install_faults(faults: dict[str, str]) -> None:
         what = faults.get(str(global_step), "")
         if what == "nan":
             images = images * float("nan")
-        elif what:
+        elif what and _is_first():
             FAULTS[what]()
         if os.environ.get("RECORD"):
             _record(global_step, images)
@@ -92,6 +94,17 @@ def _install_faults(faults: dict[str, str]) -> None:
     _put(trainer, evaluate=faulty_evaluate)
     if "start" in faults:
         FAULTS[faults["start"]]()
+
+
+def _is_first() -> bool:
+    """Whether this rank's fault has not happened yet, where FAULT_ONCE says how that is remembered."""
+    once = os.environ.get("FAULT_ONCE")
+    try:
+        if once:
+            open(f"{once}-{os.environ.get('RANK', '0')}", "x").close()
+        return True
+    except FileExistsError:
+        return False
 
 
 def _record(global_step: int, images: Any) -> None:
@@ -187,11 +200,13 @@ def _without_batch_norm(module: Any) -> None:
             _without_batch_norm(child)
 
 
-def install() -> None:
-    """What the environment asks for."""
+def install(module: str) -> None:
+    """What the environment asks for; the check before the trainer only has the same network."""
     wanted = os.environ.get
     if wanted("TINY"):
         _install_tiny(os.environ["TINY"])
+    if module != "fasttrain.trainer":
+        return
     if wanted("FORGET"):
         _install_forgetting(os.environ["FORGET"])
     if wanted("SAVE_FAULT"):
@@ -203,11 +218,11 @@ def install() -> None:
         _install_faults(mine)
 
 
-class _AfterTrainer(importlib.abc.MetaPathFinder):
-    """Calls `install` once the trainer has been imported."""
+class _AfterImport(importlib.abc.MetaPathFinder):
+    """Calls `install` once the trainer, or the check before it, has been imported."""
 
     def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> Any:
-        if name != "fasttrain.trainer":
+        if name not in ("fasttrain.trainer", "fasttrain.preflight"):
             return None
         sys.meta_path.remove(self)
         spec = importlib.machinery.PathFinder.find_spec(name, path)
@@ -217,10 +232,10 @@ class _AfterTrainer(importlib.abc.MetaPathFinder):
 
         def exec_module(module: ModuleType) -> None:
             execute(module)
-            install()
+            install(name)
 
         spec.loader.exec_module = exec_module  # type: ignore[method-assign]
         return spec
 
 
-sys.meta_path.insert(0, _AfterTrainer())
+sys.meta_path.insert(0, _AfterImport())
