@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from nvidia.dali import fn, types
@@ -27,14 +27,16 @@ def jitter(images: Node, inputs: Mapping[str, Node], cuda: bool) -> Node:
     return images
 
 
-def fold(images: Node, inputs: Mapping[str, Node], mean: Node, cuda: bool) -> tuple[Node, Node]:
+def fold(
+    batches: Sequence[Node], inputs: Mapping[str, Node], mean: Node, cuda: bool
+) -> tuple[list[Node], Node]:
     """The jitter as one affine map per image, without clamps; the three operations commute then.
 
     It is b * (c * (s * x + (1 - s) * grey(x)) + (1 - c) * mean grey), of which `color_twist` computes all but
     that it has 128 for the mean grey.
 
     Args:
-        images: uint8 [H, W, 3].
+        batches: uint8 [H, W, 3] images, and smaller copies of them.
         inputs: factors of brightness, contrast and saturation.
         mean: [3], what the normalization will subtract.
         cuda: whether the images are on the GPU.
@@ -43,16 +45,21 @@ def fold(images: Node, inputs: Mapping[str, Node], mean: Node, cuda: bool) -> tu
         float32 images in levels, and the mean to subtract from them.
     """
     brightness, factor = inputs["brightness"], inputs["contrast"]
-    twisted = fn.color_twist(
-        images,
-        brightness=brightness,
-        contrast=factor,
-        saturation=inputs["saturation"],
-        dtype=types.DALIDataType.FLOAT,
-    )
-    share, grey = brightness * (1 - factor), mean_grey(images) - 128
-    # On the GPU a pass of its own: a normalization's mean must come from the CPU.
-    return (twisted + share.gpu() * grey, mean) if cuda else (twisted, mean - share * grey)
+    twisted = [
+        fn.color_twist(
+            images,
+            brightness=brightness,
+            contrast=factor,
+            saturation=inputs["saturation"],
+            dtype=types.DALIDataType.FLOAT,
+        )
+        for images in batches
+    ]
+    share, grey = brightness * (1 - factor), mean_grey(batches[0]) - 128
+    if cuda:  # a pass of its own: a normalization's mean must come from the CPU
+        shift = share.gpu() * grey
+        return [images + shift for images in twisted], mean
+    return twisted, mean - share * grey
 
 
 def saturation(images: Node, factor: Node, cuda: bool) -> Node:

@@ -16,7 +16,7 @@ from nvidia.dali import fn, types
 
 from fasttrain.config import Data
 
-from . import colour, windows
+from . import colour, resize, windows
 from .operations import apply_policy, erase
 
 Node = Any
@@ -79,17 +79,18 @@ def train_graph(inputs: Mapping[str, Node], data: Data, dtype: torch.dtype, cuda
     if data.lighting and not data.published_lighting:
         mean = mean - inputs["lighting"]
     folded = data.jitter > 0 and data.colour == "folded"
+    batches = [full]
+    if folded and not data.erase:  # bytes are resized faster than what they are folded into
+        batches += _downscaled(full, inputs, data, cuda)
     if folded:
-        full, mean = colour.fold(full, inputs, mean, cuda)
+        batches, mean = colour.fold(batches, inputs, mean, cuda)
     if data.erase:
-        full = erase(full, inputs, data, mean if folded else mean + 0.5)  # bytes are cut off, not rounded
-    sides = [node for name, node in inputs.items() if name.startswith("size")]
-    small = [
-        fn.resize(full, resize_x=side, resize_y=side, interp_type=_LINEAR, antialias=data.antialias)
-        for side in sides
-    ]
+        fill = mean if folded else mean + 0.5  # bytes are cut off, not rounded
+        batches = [erase(batches[0], inputs, data, fill)]
+    if data.erase or not folded:
+        batches += _downscaled(batches[0], inputs, data, cuda)
     mirror = {"mirror": inputs["flip"]} if data.flip else {}
-    batches = [_normalize(images, data, dtype, mean=mean, **mirror) for images in (full, *small)]
+    batches = [_normalize(images, data, dtype, mean=mean, **mirror) for images in batches]
     return [*batches, _to(inputs["targets"], cuda)]
 
 
@@ -113,7 +114,20 @@ def imagenet_crop(inputs: Mapping[str, Node], data: Data, cuda: bool) -> Node:
     encoded = inputs["encoded"]
     corner, size = _python(windows.random_resized, 2, _shapes(encoded), inputs["crop"])
     images = decode(encoded, data, cuda, (corner, size))
-    return fn.resize(images, size=[data.crop, data.crop], interp_type=_LINEAR, antialias=True)
+    return _resized(images, types.Constant(float(data.crop)), True, cuda)
+
+
+def _downscaled(images: Node, inputs: Mapping[str, Node], data: Data, cuda: bool) -> list[Node]:
+    sides = [node for name, node in inputs.items() if name.startswith("size")]
+    return [_resized(images, side, data.antialias, cuda) for side in sides]
+
+
+def _resized(images: Node, side: Node, antialias: bool, cuda: bool) -> Node:
+    """Squares of a side, float32 pixels."""
+    if cuda or not antialias:
+        return fn.resize(images, resize_x=side, resize_y=side, interp_type=_LINEAR, antialias=antialias)
+    (squares,) = _python(resize.to_squares, 1, images, side, output_layouts=["HWC"])
+    return squares
 
 
 def _small_crop(inputs: Mapping[str, Node], data: Data, cuda: bool) -> Node:
@@ -139,9 +153,11 @@ def _shapes(encoded: Node) -> Node:
     return fn.peek_image_shape(encoded, adjust_orientation=False)
 
 
-def _python(function: Any, outputs: int, *nodes: Node) -> list[Node]:
+def _python(function: Any, outputs: int, *nodes: Node, **options: Any) -> list[Node]:
     """A numpy function of a batch inside the graph: lists of arrays in, a tuple of lists of arrays out."""
-    result: Node = fn.python_function(*nodes, function=function, num_outputs=outputs, batch_processing=True)
+    result: Node = fn.python_function(
+        *nodes, function=function, num_outputs=outputs, batch_processing=True, **options
+    )
     return [result] if outputs == 1 else list(result)
 
 
