@@ -210,6 +210,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "runpy.run_module('bench', run_name='__main__', alter_sys=True)"
     )
     options = ["--modes", ",".join(RUN_MODES), "--warmup", "0", "--memory", "-o", str(path)]
+    options += ["--precision", "fp32"]  # naive's, whose memory is compared
     done = subprocess.run(
         [sys.executable, "-c", code, *TINY, *options],
         cwd=Path(measure.__file__).parents[1],
