@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import csv
-import multiprocessing
 import os
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -190,11 +190,11 @@ def test_a_worker_that_dies_ends_the_study_with_one_line(
     assert run(images, tmp_path, "--methods", "ct", "--seeds", "1") == 0
     orphan = replace(jobs[0], parent=1 if os.getppid() != 1 else 2)
     train, test = (decode(scan(images / part), 16) for part in ("train", "test"))
-    worker = multiprocessing.get_context("spawn").Process(target=study.train_one, args=(orphan, train, test))
-    worker.start()
-    worker.join(120)
-    assert worker.exitcode == os.EX_TEMPFAIL
+    monkeypatch.setattr(os, "_exit", sys.exit)
+    with pytest.raises(SystemExit) as left:
+        study.train_one(orphan, train, test)
+    assert left.value.code == os.EX_TEMPFAIL
     monkeypatch.undo()
 
     with pytest.raises(RunError, match="a process of the study died"):
-        list(study._run([orphan, orphan], Deadly(), Deadly(), 2))  # type: ignore[arg-type]
+        list(study._run([orphan], Deadly(), Deadly(), 2))  # type: ignore[arg-type]

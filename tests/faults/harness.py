@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 
@@ -29,6 +30,12 @@ ROOT = Path(__file__).parents[2]
 INJECT = Path(__file__).parent / "inject"
 TAG = "FASTTRAIN_TEST_TAG"
 """Environment variable by which a test knows its processes and all that they started."""
+
+
+def rest_heavy(*values: Any, first: int = 1) -> list[Any]:
+    """Values of a parametrized test: the first are in the default run, the others are heavy."""
+    marked = (value if isinstance(value, tuple) else (value,) for value in values[first:])
+    return [*values[:first], *(pytest.param(*value, marks=pytest.mark.heavy) for value in marked)]
 
 
 @dataclass

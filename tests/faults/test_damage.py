@@ -153,7 +153,6 @@ def test_code_in_the_run_folders_checkpoint_is_not_run(arguments: list[str], tmp
         checkpoint.load(evil)
 
 
-@pytest.mark.heavy
 def test_a_full_disk_ends_no_run(arena: Arena, arguments: list[str], tmp_path: Path) -> None:
     """From step 3 to step 7 the kernel refuses to write large files."""
     job = arena.train(*arguments, world=1, fault="full:0:3,room:0:7")

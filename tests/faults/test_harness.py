@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import subprocess
 import sys
@@ -41,3 +42,11 @@ def test_a_rank_is_killed_at_its_step(arena: Arena, arguments: list[str], tmp_pa
     """One process of a run that has only one."""
     assert arena.train(*arguments, world=1, fault="kill:0:3").wait() == [-signal.SIGKILL]
     assert list(losses(tmp_path / "run")) == [2]
+
+
+def test_the_table_names_tests_that_exist() -> None:
+    folder = Path(__file__).parent
+    named = re.findall(r"`(test_\w+)[`\[]", (folder / "README.md").read_text())
+    written = re.findall(r"def (test_\w+)", "".join(path.read_text() for path in folder.glob("test_*.py")))
+    assert len(named) > 40
+    assert set(named) <= set(written)

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.faults.harness import Arena
+from tests.faults.harness import Arena, rest_heavy
 
-pytestmark = [pytest.mark.faults, pytest.mark.heavy]
+pytestmark = pytest.mark.faults
 
 
 def truncate(path: Path) -> None:
@@ -28,6 +28,7 @@ def text(path: Path) -> None:
     path.write_text("no picture\n" * 50)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("harm", [truncate, empty, text])
 def test_a_bad_image_is_named_by_the_rank_that_has_it(
     arena: Arena, arguments: list[str], images: Path, tmp_path: Path, harm: Callable[[Path], None]
@@ -48,6 +49,7 @@ def test_a_bad_image_is_named_by_the_rank_that_has_it(
     assert (folder / "exit").read_text().startswith("3\n")
 
 
+@pytest.mark.heavy
 def test_a_missing_image_is_named(arena: Arena, arguments: list[str], images: Path, tmp_path: Path) -> None:
     """It is listed, and gone when it is read: by a manifest."""
     copies = tmp_path / "images"
@@ -62,6 +64,7 @@ def test_a_missing_image_is_named(arena: Arena, arguments: list[str], images: Pa
     assert "class1/3.jpg" in job.output
 
 
+@pytest.mark.heavy
 def test_odd_images_are_trained_on(arena: Arena, arguments: list[str], images: Path, tmp_path: Path) -> None:
     """CMYK, grey, and a single pixel are images like others."""
     copies = tmp_path / "images"
@@ -74,13 +77,14 @@ def test_odd_images_are_trained_on(arena: Arena, arguments: list[str], images: P
 
 @pytest.mark.parametrize(
     ("changes", "status", "words"),
-    [
+    rest_heavy(
         (["--optim.speed", "3"], 2, "--optim.speed"),
         (["--data.train", "/nowhere"], 3, "/nowhere"),
-        (["--data.num-classes", "2"], 2, "data.num_classes is 2; allowed: 0 or at least the 3"),
         (["--run.batch", "64"], 2, "run.batch is 64"),
+        (["--data.num-classes", "2"], 2, "data.num_classes is 2; allowed: 0 or at least the 3"),
         (["--run.batch", "7"], 2, "run.batch is 7; allowed: a multiple of the 2 processes"),
-    ],
+        first=3,
+    ),
 )
 def test_a_wrong_setting_is_one_message(
     arena: Arena, arguments: list[str], tmp_path: Path, changes: list[str], status: int, words: str
@@ -94,6 +98,7 @@ def test_a_wrong_setting_is_one_message(
     assert time.monotonic() - begin < 60  # 10 seconds on an idle machine
 
 
+@pytest.mark.heavy
 def test_an_empty_class_is_one_message(
     arena: Arena, arguments: list[str], images: Path, tmp_path: Path
 ) -> None:

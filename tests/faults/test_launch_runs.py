@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
@@ -13,7 +14,7 @@ import pytest
 
 from tests.faults.harness import ROOT, Arena, Job, assert_same, faulty, metrics
 
-pytestmark = [pytest.mark.faults, pytest.mark.heavy]
+pytestmark = pytest.mark.faults
 
 LAUNCH = str(ROOT / "launch.sh")
 
@@ -55,6 +56,7 @@ def workers(arena: Arena, *, agent: bool) -> list[int]:
     return found
 
 
+@pytest.mark.heavy
 def test_a_killed_rank_is_restarted(
     arena: Arena, arguments: list[str], tmp_path: Path, reference: Path
 ) -> None:
@@ -70,6 +72,7 @@ def test_a_killed_rank_is_restarted(
         assert_same(tmp_path / name, reference)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
 def test_a_signal_saves_and_the_same_command_goes_on(
     arena: Arena, arguments: list[str], tmp_path: Path, reference: Path, number: signal.Signals
@@ -87,6 +90,7 @@ def test_a_signal_saves_and_the_same_command_goes_on(
     assert_same(tmp_path / "run", reference)
 
 
+@pytest.mark.heavy
 def test_a_killed_launcher_takes_all_along(arena: Arena, arguments: list[str], tmp_path: Path) -> None:
     job = launch(arena, *arguments, fault="pause:*:3")
     wait_for_step(job, tmp_path / "run", 2)
@@ -95,6 +99,7 @@ def test_a_killed_launcher_takes_all_along(arena: Arena, arguments: list[str], t
     arena.assert_clean(patience=10)
 
 
+@pytest.mark.heavy
 def test_a_killed_agent_takes_its_workers_along(arena: Arena, arguments: list[str], tmp_path: Path) -> None:
     """Row 13."""
     job = launch(arena, *arguments, fault="pause:*:3", RESTARTS="0")
@@ -109,6 +114,7 @@ def test_a_killed_agent_takes_its_workers_along(arena: Arena, arguments: list[st
     assert job.wait() == [1]
 
 
+@pytest.mark.heavy
 def test_a_killed_agent_is_restarted(
     arena: Arena, arguments: list[str], tmp_path: Path, reference: Path
 ) -> None:
@@ -120,6 +126,7 @@ def test_a_killed_agent_is_restarted(
     assert_same(tmp_path / "run", reference)
 
 
+@pytest.mark.heavy
 def test_a_rank_that_raises_at_every_start(arena: Arena, arguments: list[str]) -> None:
     """Row 18: the second start gains the steps up to the last checkpoint, the third nothing."""
     job = launch(arena, *arguments, fault="crash:0:6")
@@ -129,6 +136,7 @@ def test_a_rank_that_raises_at_every_start(arena: Arena, arguments: list[str]) -
     assert "of a start at step 6, as the one before: nothing gained" in job.output
 
 
+@pytest.mark.heavy
 def test_a_cause_that_no_restart_helps(arena: Arena, arguments: list[str]) -> None:
     job = launch(arena, *arguments, fault="oom:1:3")
     assert job.wait() == [6], job.output
@@ -137,18 +145,19 @@ def test_a_cause_that_no_restart_helps(arena: Arena, arguments: list[str]) -> No
 
 def test_flags_that_torchrun_knows_reach_the_trainer(arena: Arena) -> None:
     """Row 22, through torchrun, whose own options begin with these."""
-    for flag in ("--max", "--log", "--local", "--role", "-m"):
-        program = "import sys, json; print(json.dumps(sys.argv[1:]))"
-        (arena.folder / "show_flags.py").write_text(program)
-        command = [sys.executable, "-m", "fasttrain.torchrun", "--standalone", "--local-addr=127.0.0.1"]
-        job = arena.start(
-            [*command, "--nproc-per-node=1", "--module", "--", "show_flags", flag, "x"],
-            {"PYTHONPATH": f"{arena.folder}:{ROOT}"},
-        )
-        assert job.wait() == [0], job.output
-        assert f'["{flag}", "x"]' in job.output
+    flags = ["--max", "x", "--log", "x", "--local", "x", "--role", "x", "-m", "x"]
+    program = "import sys, json; print(json.dumps(sys.argv[1:]))"
+    (arena.folder / "show_flags.py").write_text(program)
+    command = [sys.executable, "-m", "fasttrain.torchrun", "--standalone", "--local-addr=127.0.0.1"]
+    job = arena.start(
+        [*command, "--nproc-per-node=1", "--module", "--", "show_flags", *flags],
+        {"PYTHONPATH": f"{arena.folder}:{ROOT}"},
+    )
+    assert job.wait() == [0], job.output
+    assert json.dumps(flags) in job.output
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("fault", ["", "crash:0:3", "kill:1:3"])
 def test_secrets_are_in_no_output(arena: Arena, arguments: list[str], fault: str) -> None:
     """Row 26."""
@@ -163,6 +172,7 @@ def test_secrets_are_in_no_output(arena: Arena, arguments: list[str], fault: str
     assert not [path for path in files if canary.encode() in path.read_bytes()]
 
 
+@pytest.mark.heavy
 def test_the_demo_goes_on_after_sigterm(arena: Arena, tmp_path: Path) -> None:
     """The README's first command, shortened: interrupted in its second epoch, and started again."""
     short = ["demo", "--run.epochs", "3", "--evaluation.subnets", "2", "--run.folder", str(tmp_path)]

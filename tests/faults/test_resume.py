@@ -10,9 +10,18 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.harness import Arena, assert_same, checkpoints, digests, losses, metrics
+from tests.faults.harness import (
+    Arena,
+    assert_same,
+    checkpoints,
+    digests,
+    losses,
+    metrics,
+    rest_heavy,
+    run_arguments,
+)
 
-pytestmark = [pytest.mark.faults, pytest.mark.heavy]
+pytestmark = pytest.mark.faults
 
 Whole = Callable[[int], Path]
 
@@ -28,7 +37,7 @@ def test_two_runs_are_the_same(arena: Arena, arguments: list[str], tmp_path: Pat
     assert_same(tmp_path / "run", whole(2))
 
 
-@pytest.mark.parametrize("step", range(10))
+@pytest.mark.parametrize("step", rest_heavy(7, *range(7), 8, 9))
 def test_a_killed_rank_goes_on_as_uninterrupted(
     arena: Arena, arguments: list[str], tmp_path: Path, whole: Whole, step: int
 ) -> None:
@@ -46,8 +55,6 @@ def test_a_killed_rank_goes_on_as_uninterrupted(
 @pytest.fixture(scope="module")
 def interrupted(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run folder of two processes that stands within its second epoch, between two reports."""
-    from tests.faults.harness import run_arguments
-
     folder = tmp_path_factory.mktemp("interrupted")
     arguments = [*run_arguments(images, folder), "--run.save-steps", "7"]
     job = Arena(folder).train(*arguments, fault="kill:1:8")
@@ -56,7 +63,7 @@ def interrupted(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run"
 
 
-@pytest.mark.parametrize("forget", ["", "random", "loader", "ema", "statistics"])
+@pytest.mark.parametrize("forget", rest_heavy("random", "", "loader", "ema", "statistics"))
 def test_each_part_of_the_state_is_needed(
     arena: Arena, arguments: list[str], tmp_path: Path, whole: Whole, interrupted: Path, forget: str
 ) -> None:
@@ -78,7 +85,9 @@ def test_each_part_of_the_state_is_needed(
     assert (same_losses, same) == expected[forget]
 
 
-@pytest.mark.parametrize("point", ["first-byte", "half", "before-rename", "after-rename", "before-manifest"])
+@pytest.mark.parametrize(
+    "point", rest_heavy("half", "first-byte", "before-rename", "after-rename", "before-manifest")
+)
 def test_killed_in_a_save(
     arena: Arena, arguments: list[str], tmp_path: Path, whole: Whole, point: str
 ) -> None:
@@ -91,6 +100,7 @@ def test_killed_in_a_save(
     assert "at step 4" in (tmp_path / "run" / "log.txt").read_text()
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("world", [1, 4])
 def test_another_number_of_processes(arena: Arena, arguments: list[str], tmp_path: Path, world: int) -> None:
     """The same images at each global step; the same losses where no layer looks at other images.
@@ -127,6 +137,7 @@ def test_another_number_of_processes(arena: Arena, arguments: list[str], tmp_pat
         assert ours[step] == pytest.approx(theirs[step], rel=1e-4)
 
 
+@pytest.mark.heavy
 def test_a_run_waits_for_no_one_who_is_gone(arena: Arena, arguments: list[str]) -> None:
     """A rank that never comes: the other leaves by itself, with one line."""
     begin = time.monotonic()

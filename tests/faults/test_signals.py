@@ -13,9 +13,17 @@ import pytest
 import torch
 
 from fasttrain import checkpoint
-from tests.faults.harness import Arena, assert_same, checkpoints, faulty, free_port, metrics
+from tests.faults.harness import (
+    Arena,
+    assert_same,
+    checkpoints,
+    faulty,
+    free_port,
+    metrics,
+    rest_heavy,
+)
 
-pytestmark = [pytest.mark.faults, pytest.mark.heavy]
+pytestmark = pytest.mark.faults
 
 Whole = Callable[[int], Path]
 
@@ -33,14 +41,14 @@ def run_status(folder: Path) -> tuple[str, int]:
 
 @pytest.mark.parametrize(
     ("fault", "status", "state"),
-    [
-        ("term:*:3", 75, "preempted"),
+    rest_heavy(
         ("term:1:2", 75, "preempted"),
+        ("term:*:3", 75, "preempted"),
         ("usr1:0:6", 75, "preempted"),
         ("int:1:7", 130, "interrupted"),
         ("term:0:evaluation", 75, "preempted"),
         ("term:1:9", 75, "preempted"),
-    ],
+    ),
 )
 def test_a_signal_saves_and_ends_all(
     arena: Arena, arguments: list[str], tmp_path: Path, whole: Whole, fault: str, status: int, state: str
@@ -62,6 +70,7 @@ def test_a_signal_saves_and_ends_all(
     assert_same(tmp_path / "run", whole(2))
 
 
+@pytest.mark.heavy
 def test_a_signal_at_the_start_ends_at_once(arena: Arena, arguments: list[str], tmp_path: Path) -> None:
     begin = time.monotonic()
     job = arena.train(*arguments, fault="term:*:start")
@@ -70,6 +79,7 @@ def test_a_signal_at_the_start_ends_at_once(arena: Arena, arguments: list[str], 
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.heavy
 def test_a_signal_in_a_save(arena: Arena, arguments: list[str], tmp_path: Path, whole: Whole) -> None:
     job = arena.train(*arguments, save_fault="term:half:2")
     assert job.wait() == [75, 75], job.output
@@ -80,6 +90,7 @@ def test_a_signal_in_a_save(arena: Arena, arguments: list[str], tmp_path: Path, 
     assert_same(tmp_path / "run", whole(2))
 
 
+@pytest.mark.heavy
 def test_a_second_signal_ends_at_once(
     arena: Arena, arguments: list[str], tmp_path: Path, whole: Whole
 ) -> None:
@@ -103,6 +114,22 @@ def test_a_second_signal_ends_at_once(
     assert_same(tmp_path / "run", whole(2))
 
 
+def test_a_rank_that_hangs_ends_the_other(
+    arena: Arena, arguments: list[str], tmp_path: Path, whole: Whole
+) -> None:
+    """Without torchrun: rank 1 is stopped, rank 0 leaves by itself; let go on, rank 1 leaves as well."""
+    job = arena.train(*arguments, "--run.step-timeout", "5", fault="stop:1:4", limit=60)
+    assert job.processes[0].wait(job.limit) == 7, job.output
+    assert "no step was done for 5 s" in job.output
+    assert job.processes[1].poll() is None
+    job.signal(signal.SIGCONT, [1])
+    assert job.wait() == [7, 7], job.output
+    arena.assert_clean()
+    go_on(arena, arguments)
+    assert_same(tmp_path / "run", whole(2))
+
+
+@pytest.mark.heavy
 def test_a_hung_rank_ends_the_run(arena: Arena, arguments: list[str], tmp_path: Path, whole: Whole) -> None:
     """Rank 1 is stopped; rank 0 says where it hangs, and torchrun ends the other."""
     launcher = [
@@ -149,6 +176,7 @@ def test_what_is_not_finite_stops_both_before_the_update(
     assert run_status(tmp_path / "run") == ("failed", 5)
 
 
+@pytest.mark.heavy
 def test_what_is_not_finite_can_be_left_out(arena: Arena, arguments: list[str], tmp_path: Path) -> None:
     """One update is left out and counted; nothing of it stays, in the running statistics neither."""
     job = arena.train(*arguments, "--run.skip-nonfinite", "2", fault="nan:1:6")
@@ -161,6 +189,7 @@ def test_what_is_not_finite_can_be_left_out(arena: Arena, arguments: list[str], 
             assert torch.isfinite(value).all()
 
 
+@pytest.mark.heavy
 def test_more_in_a_row_than_allowed_ends_the_run(arena: Arena, arguments: list[str]) -> None:
     fault = ",".join(f"nan:0:{step}" for step in range(3, 9))
     job = arena.train(*arguments, "--run.skip-nonfinite", "2", world=1, fault=fault)
@@ -168,6 +197,7 @@ def test_more_in_a_row_than_allowed_ends_the_run(arena: Arena, arguments: list[s
     assert "nan at step 6 (3 in a row)" in job.output
 
 
+@pytest.mark.heavy
 def test_memory_that_one_rank_lacks(arena: Arena, arguments: list[str], tmp_path: Path) -> None:
     folder = tmp_path / "told"
     folder.mkdir()
