@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from fasttrain import build, checkpoint
-from fasttrain.archive import Archive
+from fasttrain.checkpoint.archive import Archive
 from fasttrain.config import Config, Model
 from fasttrain.errors import CheckpointError, ConfigError, DataError, NonFiniteError
 from fasttrain.models import FusedBatchNorm, StagedNetwork, create_model
