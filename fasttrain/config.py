@@ -17,7 +17,12 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 Policy = Literal[
     *("none", "autoaugment", "randaugment", "trivialaugment", "uniformaugment", "threeaugment"),
-    *("randaugment_torchvision", "randaugment_standard", "trivialaugment_standard", "uniformaugment_standard"),
+    *(
+        "randaugment_torchvision",
+        "randaugment_standard",
+        "trivialaugment_standard",
+        "uniformaugment_standard",
+    ),
 ]
 
 LARGEST = 1e9

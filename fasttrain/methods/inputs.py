@@ -61,9 +61,7 @@ def cascade(
 def draw_main_sizes(pairs: Sequence[int], *, seed: int, epoch: int, step: int) -> tuple[int, ...]:
     """One side between each pair's lowest and highest (`method.main_resizes`), pixels."""
     rng = generator(seed, Stream.MAIN_SIZES, epoch, step)
-    return tuple(
-        int(rng.integers(low, high + 1)) for low, high in zip(pairs[::2], pairs[1::2], strict=True)
-    )
+    return tuple(int(rng.integers(low, high + 1)) for low, high in zip(pairs[::2], pairs[1::2], strict=True))
 
 
 def draw_windows(sides: Sequence[int], *, seed: int, epoch: int, step: int) -> tuple[Window, ...]:

@@ -206,9 +206,7 @@ def as_fast(config: Config) -> Config:
         evaluation=replace(
             config.evaluation, reestimate=False, calibration_images=evaluation.calibration_images
         ),
-        run=replace(
-            config.run, precision=Run().precision, kernels=Run().kernels, batch_norm_batch=0
-        ),
+        run=replace(config.run, precision=Run().precision, kernels=Run().kernels, batch_norm_batch=0),
     )
 
 
