@@ -111,8 +111,8 @@ class Data:
     """Probability of a horizontal flip."""
     policy: Policy = "none"
     """Operations drawn per image: Cubuk et al. 2018 and 2020 (as timm has it), Mueller and Hutter 2021,
-    LingChen et al. 2020; threeaugment: DeiT III's grey, solarize or blur; randaugment_torchvision: as torchvision
-    has it; standard: over the 14 operations of TrivialAugment's library, which the published code takes."""
+    LingChen et al. 2020; threeaugment: DeiT III's grey, solarize or blur; randaugment_torchvision: as
+    torchvision has it; standard: the 14 operations of TrivialAugment's library, as in the published code."""
     policy_last: bool = False
     """Apply the policy after the jitter and the lighting, as the published code does, not before."""
     policy_fill: int = 128
@@ -286,8 +286,8 @@ class Method:
     temperature: float = 1.0
     """Temperature of the KL, whose value is multiplied by its square."""
     scale_by_teacher: bool = False
-    """Multiply the logits of both sides of the KL by the standard deviation of the teacher's over the classes,
-    normalized as they are (published code)."""
+    """Multiply the logits of both sides of the KL by the standard deviation of the teacher's over the
+    classes, normalized as they are (published code)."""
     ensemble: float = 0.0
     """Share by which each subnet, after its turn, moves the teacher towards its own layer-normalized output
     (published code); 0: the main network's output teaches all."""

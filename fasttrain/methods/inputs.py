@@ -30,8 +30,8 @@ def cascade(
 
     `--Snet_Dtrans` of NIPS22-ST's train.py overwrites its input with
     Normalize(mean, std)(Resize((s, s), antialias=False)(input)) for each subnet, so that subnet k's images
-    have been through k resizes and k + 1 normalizations. Its Dtrans4 aligns the corners and does not normalize
-    (`interpolate`); its Dtrans15 crops first (`crop`).
+    have been through k resizes and k + 1 normalizations. Its Dtrans4 aligns the corners and does not
+    normalize (`interpolate`); its Dtrans15 crops first (`crop`).
 
     Args:
         images: the normalized full-size batch [B, 3, H, W].

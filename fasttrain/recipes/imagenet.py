@@ -178,7 +178,7 @@ def as_published(config: Config) -> Config:
 
 
 def as_fast(config: Config) -> Config:
-    """This project's fast modes for a published configuration; what decides the result stays otherwise.
+    """The project's fast modes for a published configuration; what decides the result stays otherwise.
 
     Inputs that are cropped from each other have no fast mode and stay as they are, and so do operations
     that a policy chooses from. Sides above the crop are left out: nothing is scaled up.

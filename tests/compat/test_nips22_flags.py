@@ -183,7 +183,8 @@ def test_a_flag_without_effect_is_told(around: str, flag: str, changed: Fields) 
 
 
 def test_notices_are_one_line_each_and_say_why() -> None:
-    found = equivalent(["--UT", "--val_tf_bn_reset", "--kl_coef", "0", "--Temp", "3", "--exp", "x", "--lr", "0.2"])
+    given = "--UT --val_tf_bn_reset --kl_coef 0 --Temp 3 --exp x --lr 0.2"
+    found = equivalent(given.split())
     assert found.notices == [
         "--Temp changes nothing: no subnet is trained",
         "--UT changes nothing: it is always on",
@@ -202,19 +203,17 @@ def test_notices_are_one_line_each_and_say_why() -> None:
         assert words in line
 
 
-A1 = (
-    "--epoch=200 --norm_kd --amplitude=1 --Temp=1 --multi_Snet=6 --Snet_Dtrans --Dtrans=Dtrans7 "
-    "--val_resize_size=240 --train_crop_size=200 --sample_space=space3"
-)
+BOTH = "--epoch=200 --norm_kd --amplitude=1 --Temp=1 --multi_Snet=6 --Snet_Dtrans --Dtrans=Dtrans7"
+A1 = f"{BOTH} --val_resize_size=240 --train_crop_size=200 --sample_space=space3"
 COMMANDS = {
     "rn50-ct-200": "--epoch=200 --kl_coef=0",
     "rn50-st-200": "--epoch=200",
     "rn50-st-kl-200": "--epoch=200 --norm_kd --amplitude=1 --Temp=1",
     "rn50-st-kl6-200": "--epoch=200 --norm_kd --amplitude=1 --Temp=1 --multi_Snet=6",
     "rn50-st-small-200": "--epoch=200 --Snet_Dtrans",
-    "rn50-stpp-200": "--epoch=200 --norm_kd --amplitude=1 --Temp=1 --multi_Snet=6 --Snet_Dtrans --Dtrans=Dtrans7",
-    "rn50-stpp-resize240": f"{A1} --train_crop_size=224 --sample_space=default",
-    "rn50-stpp-crop200": f"{A1} --sample_space=default",
+    "rn50-stpp-200": BOTH,
+    "rn50-stpp-resize240": f"{BOTH} --val_resize_size=240",
+    "rn50-stpp-crop200": f"{BOTH} --val_resize_size=240 --train_crop_size=200",
     "rn50-stpp-a1": A1,
     "rn50-stpp-a2": f"{A1} --epoch=400 --train_trans=with_UA",
     "rn50-ct-100": "--epoch=100 --kl_coef=0",

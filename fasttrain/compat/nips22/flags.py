@@ -24,7 +24,7 @@ class Flags:
     sampling_begin_epoch: int = 0
     """First epoch with subnets."""
     same_mscale_image: bool = False
-    """One smaller input for main network and subnets: a side of mini_size * crop to crop, normalized again."""
+    """A smaller input for main network and subnets, of mini_size * crop to crop pixels, normalized again."""
     st_loss: str = "default"
     """What subnets learn from: KL, cross-entropy to the main output or to the target, DKD, squared error."""
     exp: str = "ut_1_1_50"
@@ -62,7 +62,7 @@ class Flags:
     Temp: float = 1.0
     """Temperature of the KL."""
     norm_kd_type: str = "default"
-    """Layer norm; layer norm, the KL's logits times the teacher's deviation (also without norm_kd); L2 norm."""
+    """Layer norm; it, with the KL's logits times the teacher's deviation (also without norm_kd); L2 norm."""
     direct_KD_esm: bool = False
     """The teacher moves to each subnet's layer-normalized output after its turn."""
     direct_KD_ema: float = 0.5

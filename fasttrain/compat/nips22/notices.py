@@ -1,4 +1,4 @@
-"""What a user of the published flags should be told: flags without effect, and what is done otherwise here."""
+"""What users of the published flags should be told: flags without effect, and what is done otherwise."""
 
 from __future__ import annotations
 
