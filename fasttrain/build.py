@@ -9,7 +9,7 @@ from timm.layers import convert_sync_batchnorm
 
 from . import distributed
 from .checkpoint import load_weights
-from .config import Config
+from .config import Config, Method
 from .distributed import Process
 from .errors import ConfigError
 from .guards.finite import LateCheck, StatisticsGuard
@@ -41,8 +41,9 @@ def build_network(config: Config, classes: int, device: torch.device, world: int
     torch.manual_seed(config.run.seed)
     network = create_model(config.model.name, config.data.num_classes or classes)
     sides = {"data.crop": config.data.crop, "data.val_crop": config.data.val_crop}
-    if config.method.sizes:
-        sides["the least of method.sizes"] = min(config.method.sizes)
+    for name in ("sizes", "main_resizes"):
+        if getattr(config.method, name):
+            sides[f"the least of method.{name}"] = min(getattr(config.method, name))
     for name, side in sides.items():
         if side < network.reduction:
             raise ConfigError(
@@ -90,7 +91,7 @@ def _check_sync(config: Config, device: torch.device) -> str:
 
 def _check_batch_norm(config: Config, reduction: int, world: int) -> None:
     """Training-mode batch norm needs two values per channel: two images, or two pixels of one."""
-    smallest = min((config.data.crop, *config.method.sizes))
+    smallest = min((config.data.crop, *config.method.sizes, *config.method.main_resizes))
     own = config.run.batch // world
     local = own // config.run.accumulate
     if own and not local:
@@ -107,20 +108,31 @@ def _check_batch_norm(config: Config, reduction: int, world: int) -> None:
 
 
 def loss_kernels(config: Config, device: torch.device) -> Kernels:
-    """The implementation of the loss: `run.kernels`, where the supervision has kernels.
+    """The implementation of the loss: `run.kernels`, where the method's loss has kernels.
 
     Raises:
-        ConfigError: Triton asked for where it does not run, or for a supervision without kernels.
+        ConfigError: Triton asked for where it does not run, or for a loss without kernels.
     """
-    supervision = config.method.supervision
-    if config.method.name == "common" or supervision in IN_TRITON:
+    lacking = _without_kernels(config.method)
+    if not lacking:
         return choose_kernels(config.run.kernels, device)
     if config.run.kernels == "triton":
         raise ConfigError(
-            f"run.kernels is 'triton' with method.supervision {supervision!r}; allowed: auto, reference, or "
-            f"supervision {', '.join(IN_TRITON)}"
+            f"run.kernels is 'triton' with {lacking}; allowed: auto, reference, or supervision "
+            f"{', '.join(IN_TRITON)} without method.ensemble and method.scale_by_teacher"
         )
     return "reference"
+
+
+def _without_kernels(method: Method) -> str:
+    """The option that the loss's kernels lack; empty: they have all that the method asks for."""
+    if method.name == "common":
+        return ""
+    if method.supervision not in IN_TRITON:
+        return f"method.supervision {method.supervision!r}"
+    if method.ensemble:
+        return f"method.ensemble {method.ensemble:g}"
+    return "method.scale_by_teacher True" if method.scale_by_teacher else ""
 
 
 def build_step(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -33,6 +34,7 @@ USAGE = """usage: fasttrain COMMAND ...
   evaluate RUN [--help]                                 evaluate a run's main network and subnets
   runs [DIR] [--json]                                   list the runs in a folder (default: runs)
   watch RUN [--once]                                    a run's curves in the terminal, while it runs
+  nips22 FLAGS --data DIR [--fast] [--print-command]    train by the flags of the published NIPS22-ST train.py
   recipes                                               list the recipes
   show RECIPE [--section.field value ...]               print a recipe as JSON, overrides applied
   data check DIR [-o MANIFEST] [--help]                 decode every image once; list the bad ones
@@ -69,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     except Exception as error:  # a fault of the program: its traceback is shown
         tell_exit(RunError.exit_status, f"{type(error).__name__}: {error}")
         raise
-    if arguments[0] == "train":
+    if arguments[0] in ("train", "nips22"):
         tell_exit(0, "done")
 
 
@@ -80,6 +82,7 @@ def _dispatch(command: str, rest: list[str]) -> None:
         "evaluate": _evaluate,
         "runs": _runs,
         "watch": _watch,
+        "nips22": _nips22,
         "recipes": _recipes,
         "show": _show,
         "data": _data,
@@ -145,6 +148,27 @@ def _train(rest: list[str]) -> None:
         from .trainer import train
 
         train(config, caught)
+
+
+def _nips22(rest: list[str]) -> None:
+    """The published flags; what is told goes to stderr, the command to stdout."""
+    from .compat.nips22 import Parser, equivalent
+
+    parser = Parser("nips22")
+    parser.add_argument("--data", default="")
+    parser.add_argument("--fast", action="store_true", default=False)
+    parser.add_argument("--print-command", action="store_true", default=False)
+    own, published = parser.parse_known_args(rest)
+    found = equivalent(published, own.data, fast=own.fast)
+    if int(os.environ.get("RANK", 0)) == 0:
+        for line in found.notices:
+            print(f"notice: {line}", file=sys.stderr)
+        print(shlex.join(["fasttrain", "train", *found.words]), flush=True)
+    if own.print_command:
+        return
+    if not own.data:
+        raise ConfigError("--data is missing; allowed: --data DIR, a folder that holds train/ and val/")
+    _train(found.words)
 
 
 def _check(rest: list[str]) -> None:

@@ -15,7 +15,15 @@ from .errors import ConfigError
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
-Policy = Literal["none", "autoaugment", "randaugment", "trivialaugment", "uniformaugment", "threeaugment"]
+Policy = Literal[
+    *("none", "autoaugment", "randaugment", "trivialaugment", "uniformaugment", "threeaugment"),
+    *(
+        "randaugment_torchvision",
+        "randaugment_standard",
+        "trivialaugment_standard",
+        "uniformaugment_standard",
+    ),
+]
 
 LARGEST = 1e9
 """Of any number, unless a field has a bound of its own."""
@@ -64,6 +72,13 @@ def _check_positive(name: str, value: float) -> None:
     _check(0 < value <= LARGEST, name, value, f"above 0, at most {LARGEST:g}")
 
 
+def _check_pairs(name: str, sides: tuple[int, ...]) -> None:
+    """Sides as lowest and highest, in pairs."""
+    pairs = list(zip(sides[::2], sides[1::2], strict=False))
+    ok = len(sides) % 2 == 0 and all(1 <= low <= high <= 4096 for low, high in pairs)
+    _check(ok, name, sides, "pairs of a lowest and a highest side, 1 to 4096")
+
+
 def _is_window(text: str) -> bool:
     """Whether it is empty, or two growing whole numbers with a colon between."""
     first, colon, end = text.partition(":")
@@ -95,14 +110,19 @@ class Data:
     flip: float = 0.5
     """Probability of a horizontal flip."""
     policy: Policy = "none"
-    """Operations drawn per image before the jitter: Cubuk et al. 2018 and 2020 (as timm has it), Mueller and
-    Hutter 2021, LingChen et al. 2020; threeaugment: DeiT III's grey, solarize or blur."""
+    """Operations drawn per image: Cubuk et al. 2018 and 2020 (as timm has it), Mueller and Hutter 2021,
+    LingChen et al. 2020; threeaugment: DeiT III's grey, solarize or blur; randaugment_torchvision: as
+    torchvision has it; standard: the 14 operations of TrivialAugment's library, as in the published code."""
+    policy_last: bool = False
+    """Apply the policy after the jitter and the lighting, as the published code does, not before."""
+    policy_fill: int = 128
+    """What warped images show outside of the original, level 0 to 255; the published code: 0."""
     policy_operations: int = 2
-    """Operations per image of randaugment and uniformaugment."""
+    """Operations per image of the randaugments and uniformaugments."""
     policy_magnitude: float = 9.0
-    """Mean magnitude of randaugment, 0 to 10."""
+    """Mean magnitude of the randaugments, 0 to 10."""
     policy_deviation: float = 0.5
-    """Standard deviation of randaugment's magnitude."""
+    """Standard deviation of the randaugments' magnitude."""
     jitter: float = 0.4
     """Strength of the colour jitter: brightness, contrast and saturation factors in 1 +- jitter."""
     colour: Literal["exact", "folded"] = "exact"
@@ -158,6 +178,7 @@ class Data:
         _check_range("data.min_area", self.min_area, 1e-4, 1)
         _check_range("data.padding", self.padding, 0, 1024)
         _check_range("data.flip", self.flip, 0, 1)
+        _check_range("data.policy_fill", self.policy_fill, 0, 255)
         _check_range("data.policy_operations", self.policy_operations, 1, 8)
         _check_range("data.policy_magnitude", self.policy_magnitude, 0, 10)
         _check_range("data.policy_deviation", self.policy_deviation, 0, 10)
@@ -168,6 +189,13 @@ class Data:
             "data.colour",
             self.colour,
             "exact with published_lighting, which truncates",
+        )
+        _check(
+            not self.policy_last
+            or (self.colour == "exact" and (self.published_lighting or self.lighting == 0)),
+            "data.policy_last",
+            self.policy_last,
+            "True with colour exact, and published_lighting or no lighting, which are done on levels",
         )
         _check_range("data.erase", self.erase, 0, 1)
         _check_range("data.repeats", self.repeats, 1, 64)
@@ -232,6 +260,12 @@ class Method:
     input resized from the previous subnet's and normalized again, as the published code does."""
     sizes: tuple[int, ...] = ()
     """Sides that the subnets' inputs are drawn from, pixels; empty with subnet_inputs=full."""
+    cascade: Literal["resize", "interpolate", "crop"] = "resize"
+    """How a cascaded input is made: resize: bilinear, normalized again; interpolate: bilinear with aligned
+    corners, not normalized again; crop: a random resized crop, one for the batch, normalized again."""
+    main_resizes: tuple[int, ...] = ()
+    """Lowest and highest side, in pairs, pixels: for each pair the whole step's batch is resized to a side
+    drawn between them and normalized again, before the main network sees it (published code)."""
     sizes_per_step: int = 1
     """R, the sizes drawn per step with subnet_inputs=downscaled; the subnets are dealt over them."""
     subnet_share: float = 1.0
@@ -251,6 +285,12 @@ class Method:
     """Factor on normalized logits."""
     temperature: float = 1.0
     """Temperature of the KL, whose value is multiplied by its square."""
+    scale_by_teacher: bool = False
+    """Multiply the logits of both sides of the KL by the standard deviation of the teacher's over the
+    classes, normalized as they are (published code)."""
+    ensemble: float = 0.0
+    """Share by which each subnet, after its turn, moves the teacher towards its own layer-normalized output
+    (published code); 0: the main network's output teaches all."""
     main_weight: float = 1.0
     """Weight of the main network's cross-entropy."""
     kl_weight: float = 1.0
@@ -287,6 +327,26 @@ class Method:
             "method.draws",
             self.draws,
             "coupled only with subnet_inputs full or downscaled",
+        )
+        _check(
+            self.cascade == "resize" or self.subnet_inputs == "cascaded",
+            "method.cascade",
+            self.cascade,
+            "resize, or another with subnet_inputs cascaded",
+        )
+        _check_pairs("method.main_resizes", self.main_resizes)
+        _check(
+            not self.main_resizes or self.name == "stimulative",
+            "method.main_resizes",
+            self.main_resizes,
+            "none with method.name common",
+        )
+        _check_range("method.ensemble", self.ensemble, 0, 1)
+        _check(
+            self.ensemble == 0 or self.backward == "joint",
+            "method.ensemble",
+            self.ensemble,
+            "0 with backward split, whose subnets do not wait for each other",
         )
         _check_range("method.subnet_share", self.subnet_share, 1e-3, 1)
         _check_range("method.label_smoothing", self.label_smoothing, 0, 1)
@@ -346,6 +406,8 @@ class Evaluation:
     """Subnets evaluated after the last epoch: 0 none, -1 the whole space, otherwise so many of it."""
     statistics: Literal["reestimated", "main", "both"] = "reestimated"
     """Whose batch-norm statistics a subnet is evaluated with: its own, or the main network's."""
+    normalize: Literal["none", "layer_norm"] = "none"
+    """Normalization of the logits before the validation loss; the accuracy does not depend on it."""
 
     def __post_init__(self) -> None:
         _check_types(self)
@@ -458,7 +520,7 @@ class Config:
         _check(
             "/" not in self.recipe and not self.recipe.startswith("."), "recipe", self.recipe, "a plain name"
         )
-        if self.method.subnet_inputs != "full":
+        if self.method.subnet_inputs == "downscaled":
             _check(
                 max(self.method.sizes) <= self.data.crop,
                 "method.sizes",

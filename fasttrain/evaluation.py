@@ -15,6 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from .distributed import sum_over_processes
 from .errors import DataError
 from .hardware import Precision
+from .kernels.normalized_loss import Normalization, normalize_logits
 from .models import StagedNetwork, TreeWalk, batch_norms, frozen_statistics
 from .subnets import ROOT, Depths, PrefixTree, Subnet, depths_of
 
@@ -150,6 +151,8 @@ def evaluate(
     batches: Iterable[tuple[Tensor, Tensor]],
     precision: Precision,
     statistics: NodeStatistics | None = None,
+    *,
+    normalize: Normalization = "none",
 ) -> list[Accuracy]:
     """Accuracy of each subnet, all in one walk over their prefix tree, over all processes.
 
@@ -159,6 +162,7 @@ def evaluate(
         batches: images [B, 3, H, W] and targets, int64 [B]; B may be 0.
         precision: of the forward pass.
         statistics: of these very subnets (`estimate_statistics`); None: the running statistics.
+        normalize: of the logits, before the cross-entropy.
 
     Raises:
         DataError: no images.
@@ -172,7 +176,7 @@ def evaluate(
                 with precision.autocast():
                     walk = TreeWalk(network, tree, images, before=statistics.load if statistics else None)
                     logits = walk.finish()
-                sums += torch.stack([_counts(each.float(), targets) for each in logits])
+                sums += torch.stack([_counts(each.float(), targets, normalize) for each in logits])
     sum_over_processes([sums])
     if not sums[0, 3]:
         raise DataError("no validation images to evaluate on")
@@ -182,10 +186,10 @@ def evaluate(
     ]
 
 
-def _counts(logits: Tensor, targets: Tensor) -> Tensor:
+def _counts(logits: Tensor, targets: Tensor, normalize: Normalization) -> Tensor:
     """Top-1 hits, Top-5 hits, summed cross-entropy and image count of one batch [4], float64."""
     hits = logits.topk(min(5, logits.shape[1]), dim=1).indices == targets[:, None]
-    loss = F.cross_entropy(logits, targets, reduction="sum")
+    loss = F.cross_entropy(normalize_logits(logits, normalize, 1.0), targets, reduction="sum")
     count = torch.full_like(loss, len(targets))
     return torch.stack((hits[:, 0].sum(), hits.sum(), loss, count)).double()
 

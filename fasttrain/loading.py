@@ -13,6 +13,7 @@ from . import distributed
 from .config import Config
 from .distributed import Process
 from .errors import ConfigError
+from .mixing import build_mixing
 from .pipelines.digits import write_digits
 from .pipelines.draws import Split
 from .pipelines.folder import ImageFolder
@@ -158,14 +159,16 @@ def build_eval_loader(
 def calibration_batches(
     config: Config, folder: ImageFolder, process: Process, dtype: torch.dtype, epoch: int
 ) -> Iterator[Tensor]:
-    """Augmented training images for batch-norm statistics: a function of (seed, epoch) alone."""
+    """Augmented and mixed training images for batch-norm statistics: a function of (seed, epoch) alone."""
     seed = int(generator(config.run.seed, Stream.CALIBRATION, epoch).integers(2**31))
     config = replace(config, data=replace(config.data, repeats=1))  # different images tell more
     loader = _train_loader(config, folder, process, dtype, seed=seed)
+    mixing = build_mixing(config.data, len(folder.classes), seed)
     try:
         images = 0
-        for batch in loader.epoch(0):
-            yield batch.images
+        for step, batch in enumerate(loader.epoch(0)):
+            mixed = mixing(batch.images, (), batch.targets, epoch=0, step=step)[0] if mixing else batch.images
+            yield mixed
             images += len(batch.images) * process.world
             if images >= config.evaluation.calibration_images:
                 break

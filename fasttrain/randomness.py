@@ -24,6 +24,8 @@ class Stream(IntEnum):
     MIXING = 8
     ERASING = 9
     PACKING = 10
+    MAIN_SIZES = 11
+    CROPS = 12
 
 
 def generator(seed: int, stream: Stream, epoch: int = 0, step: int = 0) -> np.random.Generator:

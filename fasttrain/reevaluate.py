@@ -74,7 +74,8 @@ def evaluate_checkpoint(
             epoch = state["position"]["epoch"]
             return loading.calibration_batches(config, folders.train, process, precision.image_dtype, epoch)
 
-        main = evaluate(network, [network.full], validation(), precision)[0]
+        normalize = config.evaluation.normalize
+        main = evaluate(network, [network.full], validation(), precision, normalize=normalize)[0]
         reports = (
             evaluate_subnets(network, chosen, validation, calibration, precision, statistics)
             if chosen

@@ -351,7 +351,13 @@ class Trainer:
             if self.config.evaluation.reestimate:
                 own = estimate_statistics(network, [network.full], self._calibration(), self.precision)
                 use_statistics(network, own)
-            main = evaluate(network, [network.full], self._validation(), self.precision)[0]
+            main = evaluate(
+                network,
+                [network.full],
+                self._validation(),
+                self.precision,
+                normalize=self.config.evaluation.normalize,
+            )[0]
         self.progress.main, self.progress.evaluated = main, self.position.global_step
         self.reporter.record("evaluation", asdict(self.position), asdict(main))
         self.log.line(

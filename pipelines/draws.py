@@ -33,8 +33,10 @@ JITTER = ("brightness", "contrast", "saturation")
 """The colour jitter's operations; an order of them is given as indices into this."""
 
 _ORDERS = np.array(list(itertools.permutations(range(len(JITTER)))), np.int32)
-_UNIFORMS = 2 * TRIES + 2 + 1 + 3 + 1
-"""Uniform numbers per image: areas, ratios, two positions, flip, three jitter factors and their order."""
+CROP_UNIFORMS = 2 * TRIES + 2
+"""Uniform numbers of a random resized crop: areas, ratios, two positions."""
+_UNIFORMS = CROP_UNIFORMS + 1 + 3 + 1
+"""Uniform numbers per image: those of its crop, flip, three jitter factors and their order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,18 +113,18 @@ def augmentation(data: Data, seed: int, epoch: int, step: int, images: int) -> d
     """
     rng = generator(seed, Stream.AUGMENTATION, epoch, step)
     uniform = rng.random((images, _UNIFORMS))
-    position = uniform[:, 2 * TRIES : 2 * TRIES + 2]
-    crop = position
+    crop = uniform[:, 2 * TRIES : CROP_UNIFORMS].astype(np.float32)
     if data.augmentation == "imagenet":
-        crop = np.concatenate([_relative_sides(uniform[:, : 2 * TRIES], data.min_area), position], axis=1)
-    numbers: dict[str, NDArray[Any]] = {"crop": crop.astype(np.float32)}
+        crop = resized_crops(uniform[:, :CROP_UNIFORMS], data.min_area)
+    numbers: dict[str, NDArray[Any]] = {"crop": crop}
+    flip, *factors, order = uniform[:, CROP_UNIFORMS:].T
     if data.flip:
-        numbers["flip"] = (uniform[:, 2 * TRIES + 2] < data.flip).astype(np.int32)
+        numbers["flip"] = (flip < data.flip).astype(np.int32)
     if data.jitter:
-        factors = 1 + data.jitter * (2 * uniform[:, 2 * TRIES + 3 : 2 * TRIES + 6] - 1)
-        numbers.update(zip(JITTER, factors.astype(np.float32).T.copy(), strict=True))
+        own = (1 + data.jitter * (2 * factor - 1) for factor in factors)
+        numbers.update((name, factor.astype(np.float32)) for name, factor in zip(JITTER, own, strict=True))
     if data.jitter and data.colour == "exact":
-        orders = _ORDERS[(uniform[:, 2 * TRIES + 6] * len(_ORDERS)).astype(int)]
+        orders = _ORDERS[(order * len(_ORDERS)).astype(int)]
         numbers.update((f"order{place}", indices) for place, indices in enumerate(orders.T.copy()))
     if data.lighting:
         numbers["lighting"] = lighting(rng, images, data)
@@ -131,6 +133,12 @@ def augmentation(data: Data, seed: int, epoch: int, step: int, images: int) -> d
     if data.erase:
         numbers |= erasing.draw(data, seed, epoch, step, images)
     return numbers
+
+
+def resized_crops(uniform: NDArray[np.float64], min_area: float) -> NDArray[np.float32]:
+    """Uniform numbers [B, CROP_UNIFORMS] as `windows.random_resized` takes them, float32 of that shape."""
+    sides = _relative_sides(uniform[:, : 2 * TRIES], min_area)
+    return np.concatenate([sides, uniform[:, 2 * TRIES :]], axis=1).astype(np.float32)
 
 
 def _relative_sides(uniform: NDArray[np.float64], min_area: float) -> NDArray[np.float64]:

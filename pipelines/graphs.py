@@ -69,12 +69,14 @@ def train_graph(inputs: Mapping[str, Node], data: Data, dtype: torch.dtype, cuda
     """
     crop = imagenet_crop if data.augmentation == "imagenet" else _small_crop
     full = crop(inputs, data, cuda)
-    if data.policy != "none":
+    if data.policy != "none" and not data.policy_last:
         full = apply_policy(full, inputs, data, cuda)
     if data.jitter and data.colour == "exact":
         full = colour.jitter(full, inputs, cuda)
     if data.lighting and data.published_lighting:
         full = fn.coord_transform(full, M=1.0, T=inputs["lighting"], dtype=types.DALIDataType.UINT8)
+    if data.policy_last:
+        full = apply_policy(full, inputs, data, cuda)
     mean: Any = types.Constant([255 * value for value in data.mean], dtype=types.DALIDataType.FLOAT)
     if data.lighting and not data.published_lighting:
         mean = mean - inputs["lighting"]

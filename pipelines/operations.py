@@ -15,8 +15,6 @@ from . import colour, erasing, policies
 Node = Any
 """A nvidia.dali DataNode."""
 
-FILL = 128
-"""What warped images show outside of the original, levels."""
 CUTOUT_FILL = (125.0, 123.0, 114.0)
 """The colour of cut squares (DeVries and Taylor 2017 as AutoAugment and its kin have it), levels."""
 
@@ -30,6 +28,7 @@ def apply_policy(images: Node, inputs: Mapping[str, Node], data: Data, cuda: boo
         own = {
             name.removesuffix(str(place)): node for name, node in inputs.items() if name.endswith(str(place))
         }
+        own["fill"] = data.policy_fill
         images = one_of(policies.kinds(data), images, own["kind"], own, cuda)
     return images
 
@@ -88,7 +87,7 @@ def _identity(images: Node, numbers: Mapping[str, Node], cuda: bool) -> Node:
 
 
 def _warp(images: Node, numbers: Mapping[str, Node], cuda: bool) -> Node:
-    return fn.warp_affine(images, matrix=numbers["matrix"], fill_value=FILL)
+    return fn.warp_affine(images, matrix=numbers["matrix"], fill_value=numbers["fill"])
 
 
 def _brightness(images: Node, numbers: Mapping[str, Node], cuda: bool) -> Node:

@@ -93,19 +93,37 @@ def _space(
     )
 
 
+RANDOM = ("randaugment", "randaugment_torchvision", "randaugment_standard")
+"""Policies of a fixed mean magnitude."""
+
+
 @cache
 def operations(policy: str, side: int) -> tuple[Operation, ...]:
     """What a policy (`data.policy`) chooses from, for images of a side in pixels.
 
     AutoAugment: Cubuk et al. 2018, Table 6. RandAugment (Cubuk et al. 2020) as timm's `rand-...-inc1`, which
-    RSB, DeiT and AugSub train with. TrivialAugment: Mueller and Hutter 2021, Wide. UniformAugment: LingChen
-    et al. 2020, section 3, with Fast AutoAugment's ranges. Three-augment: Touvron et al. 2022 (DeiT III).
+    RSB, DeiT and AugSub train with, and as torchvision. TrivialAugment: Mueller and Hutter 2021, Wide.
+    UniformAugment: LingChen et al. 2020, section 3, with Fast AutoAugment's ranges. Three-augment: Touvron et
+    al. 2022 (DeiT III). Standard: the fixed_standard space of TrivialAugment's aug_lib, whose enhancements go
+    from the faintest to the strongest, and which keeps 8 - int(4 m) bits.
     """
+    if policy.endswith("_standard"):
+        enhancements = ("brightness", "contrast", "colour", "sharpness")
+        space = _space(
+            shear=0.3, translate=10 / side, rotate=30, enhance=0.9, posterize=(8.45, 4.45), solarize=(256, 0)
+        )
+        faint = (
+            each._replace(low=-0.9, signed=False) if each.name in enhancements else each for each in space
+        )
+        return (*faint, Operation("identity"))
     searched = {"shear": 0.3, "rotate": 30, "enhance": 0.9}
     invert = Operation("invert")
     if policy == "autoaugment":
         space = _space(translate=150 / 331, posterize=(8, 4), solarize=(255, 0), **searched)
         return (*space, invert)
+    if policy == "randaugment_torchvision":
+        space = _space(translate=150 / 331, posterize=(8, 4), solarize=(255, 0), **searched)
+        return (*space, Operation("identity"))
     if policy == "randaugment":  # timm rounds the bits up
         space = _space(translate=0.45, posterize=(4.5, 0.5), solarize=(256, 0), **searched)
         return (*space, invert, Operation("solarize_add", 0, 110))
@@ -158,7 +176,7 @@ def kinds(data: Data) -> list[str]:
 def places(data: Data) -> int:
     """S, the operations that an image gets one after the other."""
     own = {"none": 0, "autoaugment": 2, "trivialaugment": 1, "threeaugment": 1}
-    return own.get(data.policy, data.policy_operations)
+    return own.get(data.policy.removesuffix("_standard"), data.policy_operations)
 
 
 def draw(data: Data, seed: int, epoch: int, step: int, images: int) -> dict[str, NDArray[Any]]:
@@ -201,11 +219,14 @@ def choose(data: Data, rng: np.random.Generator, images: int) -> Choice:
     if data.policy == "autoaugment":
         return _choose_sub_policies(rng, sign)
     index = rng.integers(len(operations(data.policy, data.crop)), size=shape)
-    if data.policy == "randaugment":
+    if data.policy in RANDOM:
         magnitude = rng.normal(data.policy_magnitude, data.policy_deviation, shape)
-        return Choice(index, sign * np.clip(magnitude, 0, 10) / 10, rng.random(shape) < 0.5)
-    if data.policy == "trivialaugment":
+        applied = rng.random(shape) < (0.5 if data.policy == "randaugment" else 1.0)
+        return Choice(index, sign * np.clip(magnitude, 0, 10) / 10, applied)
+    if data.policy.startswith("trivialaugment"):
         return Choice(index, sign * rng.integers(31, size=shape) / 30, np.ones(shape, bool))
+    if data.policy == "uniformaugment_standard":
+        return Choice(index, sign * rng.integers(31, size=shape) / 30, rng.random(shape) < 0.5)
     if data.policy == "uniformaugment":  # each with a probability that is itself drawn
         return Choice(index, sign * rng.random(shape), rng.random(shape) < rng.random(shape))
     return Choice(index, sign * rng.random(shape), np.ones(shape, bool))

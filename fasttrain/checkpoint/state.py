@@ -36,6 +36,7 @@ FREE_ON_RESUME = (
     *("data.hardware_decoder_load", "data.decoder_memory", "data.largest_image", "model.weights"),
     *("model.batch_norm", "model.conv1x1", "method.backward", "optim.impl", "run.kernels"),
     *("evaluation.every", "evaluation.batch", "evaluation.subnets", "evaluation.statistics"),
+    "evaluation.normalize",
     *("run.name", "run.folder", "run.max_steps", "run.device", "run.log_every", "run.resume"),
     *("run.tensorboard", "run.wandb", "run.profile"),
     *("run.save_minutes", "run.save_steps", "run.keep", "run.start_timeout", "run.step_timeout"),

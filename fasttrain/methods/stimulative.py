@@ -13,7 +13,7 @@ from ..kernels.normalized_loss import StimulativeLoss, stimulative_loss
 from ..kernels.runtime import Kernels
 from ..randomness import draw_sizes
 from ..subnets import BlockRef, Draw, PrefixTree, Subnet, draw_subnets, sampling_space
-from .inputs import cascade, deal
+from .inputs import cascade, deal, draw_main_sizes, draw_windows
 from .method import Plan
 
 
@@ -64,30 +64,36 @@ class Stimulative:
 
     def plan(self, images: Tensor, small: Sequence[Tensor], *, epoch: int, step: int) -> Plan:
         """Draw the step's subnets and plan their pass with the main network."""
-        return self.assemble(images, small, self.draw(epoch, step), epoch=epoch)
+        draw = self.draw(epoch, step)
+        if self.options.cascade == "crop" and draw.sizes:
+            sides = [*(draw.main_sizes or images.shape[-1:])[-1:], *draw.sizes[:-1]]
+            crops = draw_windows(sides, seed=self.seed, epoch=epoch, step=step)
+            draw = dataclasses.replace(draw, windows=crops)
+        return self.assemble(images, small, draw, epoch=epoch)
 
     def draw(self, epoch: int, step: int) -> Draw:
         """The subnets of one step: a function of (seed, epoch, step) alone; none before `start_epoch`."""
         options = self.options
+        at = {"seed": self.seed, "epoch": epoch, "step": step}
+        main_sizes = draw_main_sizes(options.main_resizes, **at)
         if epoch < options.start_epoch:
-            return Draw()
+            return Draw(main_sizes=main_sizes)
         draw = draw_subnets(
             self.space,
             options.subnets,
             coupled=options.draws == "coupled",
-            seed=self.seed,
-            epoch=epoch,
-            step=step,
+            **at,
         )
-        if options.subnet_inputs != "cascaded":
-            return draw
-        sizes = draw_sizes(options.sizes, options.subnets, seed=self.seed, epoch=epoch, step=step)
-        return dataclasses.replace(draw, sizes=sizes)
+        cascaded = options.subnet_inputs == "cascaded"
+        sizes = draw_sizes(options.sizes, options.subnets, **at) if cascaded else ()
+        return dataclasses.replace(draw, sizes=sizes, main_sizes=main_sizes)
 
     def assemble(self, images: Tensor, small: Sequence[Tensor], draw: Draw, *, epoch: int) -> Plan:
         """The forward pass of a given draw."""
         weight = self.subnet_weight(epoch)
         weights = tuple(weight * own for own in draw.weights)
+        if draw.main_sizes:
+            images = cascade(images, draw.main_sizes, self.mean, self.std)[-1]
         groups = self._groups(images, small, draw)
         trees = [PrefixTree([self.full, *(draw.subnets[i] for i in groups[0][1])])]
         trees += [PrefixTree([draw.subnets[i] for i in members]) for _, members in groups[1:]]
@@ -108,7 +114,14 @@ class Stimulative:
             return [(images, everyone)] if together else [(images, []), (images[:seen], everyone)]
         if self.options.subnet_inputs == "downscaled":
             return [(images, []), *deal(len(everyone), [batch[:seen] for batch in small])]
-        inputs = cascade(images[:seen], draw.sizes, self.mean, self.std)
+        inputs = cascade(
+            images[:seen],
+            draw.sizes,
+            self.mean,
+            self.std,
+            kind=self.options.cascade,
+            crops=draw.windows,
+        )
         return [(images, []), *((batch, [i]) for i, batch in enumerate(inputs))]
 
     def subnet_weight(self, epoch: int) -> float:
@@ -155,5 +168,7 @@ class Stimulative:
             temperature=options.temperature,
             main_weight=main_weight,
             label_smoothing=options.label_smoothing,
+            ensemble=options.ensemble,
+            scale_by_teacher=options.scale_by_teacher,
             kernels=self.kernels,
         )

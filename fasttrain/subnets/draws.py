@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from ..randomness import Stream, generator
 from .spaces import OrderedSpace, Space
 from .subnet import Subnet
+
+
+class Window(NamedTuple):
+    """A rectangle in an image, pixels."""
+
+    top: int
+    left: int
+    height: int
+    width: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,11 +29,15 @@ class Draw:
         subnets: the drawn subnets.
         weights: each one's weight in the loss; their sum is K.
         sizes: the side of each subnet's input, pixels, where inputs are made on the device; else empty.
+        main_sizes: the sides that the whole batch is resized to before all, one after the other.
+        windows: what each cascaded input is cropped from the one before, where it is (`cascade` crop).
     """
 
     subnets: tuple[Subnet, ...] = ()
     weights: tuple[float, ...] = ()
     sizes: tuple[int, ...] = ()
+    main_sizes: tuple[int, ...] = ()
+    windows: tuple[Window, ...] = ()
 
 
 def draw_subnets(space: Space, count: int, *, coupled: bool, seed: int, epoch: int, step: int) -> Draw:

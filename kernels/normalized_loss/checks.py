@@ -37,8 +37,13 @@ class Options(NamedTuple):
             if not 0 < getattr(self, name) <= _LARGEST:
                 raise ValueError(f"{name} is {getattr(self, name)}; allowed: above 0, at most {_LARGEST:g}")
         check_weight("main_weight", self.main_weight)
-        if not 0 <= self.label_smoothing <= 1:
-            raise ValueError(f"label_smoothing is {self.label_smoothing}; allowed: 0 to 1")
+        check_share("label_smoothing", self.label_smoothing)
+
+
+def check_share(name: str, share: float) -> None:
+    """Raise ValueError for what is no part of a whole."""
+    if not 0 <= share <= 1:
+        raise ValueError(f"{name} is {share}; allowed: 0 to 1")
 
 
 def check_weight(name: str, weight: float) -> None:

@@ -41,6 +41,8 @@ def stimulative_loss(
     temperature: float = 1.0,
     main_weight: float = 1.0,
     label_smoothing: float = 0.0,
+    ensemble: float = 0.0,
+    scale_by_teacher: bool = False,
     kernels: runtime.Kernels = "reference",
     check_targets: bool = False,
 ) -> StimulativeLoss:
@@ -61,6 +63,8 @@ def stimulative_loss(
         temperature: of the KL.
         main_weight: weight of the main cross-entropy.
         label_smoothing: of the targets.
+        ensemble: share by which each subnet moves the teacher of those after it; without kernels, but for 0.
+        scale_by_teacher: both sides of the KL times the main logits' deviation; without kernels.
         kernels: `triton` or `reference`; `implementation` tells which one runs.
         check_targets: look for class indices out of range on any device, not on a CPU alone; waits for it.
 
@@ -70,9 +74,17 @@ def stimulative_loss(
     options = Options(
         supervision, normalize, normalize_main, amplitude, temperature, main_weight, label_smoothing
     )
-    if implementation(kernels, supervision, main) == "reference":
+    plain = ensemble == 0 and not scale_by_teacher
+    if not plain or implementation(kernels, supervision, main) == "reference":
         return reference.stimulative_loss(
-            main, subnets, targets, weights=weights, check_targets=check_targets, **options._asdict()
+            main,
+            subnets,
+            targets,
+            weights=weights,
+            ensemble=ensemble,
+            scale_by_teacher=scale_by_teacher,
+            check_targets=check_targets,
+            **options._asdict(),
         )
     options.check()
     check_tensors(main, subnets, targets, weights, supervision, check_targets=check_targets)

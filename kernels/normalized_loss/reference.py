@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .checks import Normalization, Options, Supervision, check_tensors
+from .checks import Normalization, Options, Supervision, check_share, check_tensors
 
 EPS = 1e-7  # of the published code's layer norm and L2 norm
 
@@ -46,6 +46,8 @@ def stimulative_loss(
     temperature: float = 1.0,
     main_weight: float = 1.0,
     label_smoothing: float = 0.0,
+    ensemble: float = 0.0,
+    scale_by_teacher: bool = False,
     check_targets: bool = False,
 ) -> StimulativeLoss:
     """Cross-entropy of the main network, and each subnet's distance to the main network's output.
@@ -69,6 +71,10 @@ def stimulative_loss(
         temperature: of the KL.
         main_weight: weight of the main cross-entropy.
         label_smoothing: as `F.cross_entropy`'s, in every cross-entropy to the targets.
+        ensemble: after each subnet's turn the teacher becomes (1 - ensemble) * teacher + ensemble * the
+            subnet's normalized logits in layer norm; 0: the main logits teach all.
+        scale_by_teacher: multiply the logits of both sides of the KL by the main logits' standard deviation
+            over the classes (unbiased; of normalized logits where they are normalized).
         check_targets: look for class indices out of range on any device, not on a CPU alone; waits for it.
 
     Raises:
@@ -78,6 +84,7 @@ def stimulative_loss(
         supervision, normalize, normalize_main, amplitude, temperature, main_weight, label_smoothing
     )
     options.check()
+    check_share("ensemble", ensemble)
     check_tensors(main, subnets, targets, weights, supervision, check_targets=check_targets)
     main = _at_least_float32(main)
     targets = targets.detach().to(main.dtype) if targets.ndim == 2 else targets
@@ -85,15 +92,14 @@ def stimulative_loss(
     main_loss = F.cross_entropy(
         normalized if normalize_main else main, targets, label_smoothing=label_smoothing
     )
-    losses = [
-        _subnet_loss(
-            normalize_logits(_at_least_float32(logits), normalize, amplitude),
-            normalized.detach(),
-            targets,
-            options,
-        )
-        for logits in subnets
-    ]
+    teacher = normalized.detach()
+    scale = teacher.std(dim=-1, keepdim=True) if scale_by_teacher else 1.0
+    losses = []
+    for logits in subnets:
+        student = normalize_logits(_at_least_float32(logits), normalize, amplitude)
+        losses.append(_subnet_loss(student, teacher, targets, options, scale))
+        if ensemble:
+            teacher = teacher.lerp(normalize_logits(student.detach(), "layer_norm", 1.0), ensemble)
     total = main_weight * main_loss
     for weight, loss in zip(weights, losses, strict=True):
         total = total + weight * loss
@@ -112,9 +118,12 @@ def normalize_logits(logits: Tensor, normalize: Normalization, amplitude: float)
     raise ValueError(f"normalize is {normalize!r}; allowed: layer_norm, l2, none")
 
 
-def _subnet_loss(student: Tensor, teacher: Tensor, targets: Tensor, options: Options) -> Tensor:
+def _subnet_loss(
+    student: Tensor, teacher: Tensor, targets: Tensor, options: Options, scale: Tensor | float
+) -> Tensor:
     if options.supervision == "kl":
-        return _kl(student / options.temperature, teacher / options.temperature) * options.temperature**2
+        factor = scale / options.temperature
+        return _kl(student * factor, teacher * factor) * options.temperature**2
     if options.supervision == "ce_teacher":
         return F.cross_entropy(student, teacher.softmax(dim=-1))
     if options.supervision == "dkd":

@@ -26,6 +26,7 @@ from tests.pipelines.conftest import smooth_noise
 pytestmark = pytest.mark.pipelines
 
 SIDE = 200
+FILL = Data().policy_fill
 POLICIES = ("autoaugment", "randaugment", "trivialaugment", "uniformaugment", "threeaugment")
 
 # operation, its value, torchvision's name and magnitude; bounds of the mean difference in levels, and of the
@@ -80,7 +81,7 @@ def apply(image: Image.Image, name: str, value: float, seed: int = 0) -> NDArray
         images = fn.external_source(lambda: [np.asarray(image)], layout="HWC")
         nodes = fn.external_source(lambda: [numbers[each] for each in names], num_outputs=len(names))
         inputs = {each: nodes[index] for index, each in enumerate(names)}
-        own = {each.removesuffix("0"): node for each, node in inputs.items()}
+        own = {each.removesuffix("0"): node for each, node in inputs.items()} | {"fill": FILL}
         return operations.one_of(policies.KINDS, images, own["kind"], own, False)
 
     return np.asarray(define().run()[0].as_tensor())[0]
@@ -102,7 +103,7 @@ def test_operations_match_torchvisions(
     name: str, value: float, theirs: str, magnitude: float, bounds: tuple[float, float]
 ) -> None:
     image = picture()
-    expected = _apply_op(image, theirs, magnitude, InterpolationMode.BILINEAR, [operations.FILL] * 3)
+    expected = _apply_op(image, theirs, magnitude, InterpolationMode.BILINEAR, [FILL] * 3)
     ours = apply(image, name, value)
     inner = slice(1, -1) if name == "sharpness" else slice(None)
     mean, far = difference(ours[inner, inner], Image.fromarray(np.asarray(expected)[inner, inner]))
