@@ -70,6 +70,7 @@ def draw_curves(curves: Sequence[Curve], identity: str, x: str, y: str, alt: str
         ConfigError: matplotlib is not installed.
     """
     figure, axes = _figure(x, y)
+    last = max(each.run for each in curves)
     for each in curves:
         points = thin(each.points)
         axes.plot(
@@ -77,7 +78,7 @@ def draw_curves(curves: Sequence[Curve], identity: str, x: str, y: str, alt: str
             [py for _, py in points],
             color=colour(each.run),
             linestyle=LINES[each.kind % len(LINES)],
-            linewidth=1.6,
+            linewidth=min(4.0, 1.5 + 1.1 * (last - each.run)),  # equal curves show, the first below the last
             marker="o" if len(points) < 12 else None,
             markersize=3.5,
         )

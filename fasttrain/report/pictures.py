@@ -84,7 +84,7 @@ def subnets_of(runs: Sequence[RunData]) -> list[Markup]:
     head = ["run", "batch-norm statistics", "subnets", "mean, %", "deviation", "best, %", "worst, %", "from"]
     rows = [
         (
-            *(run.name, {"reestimated": "own"}.get(own.statistics, own.statistics), len(own.top1)),
+            *(run.name, _whose(own), len(own.top1)),
             *(f"{own.mean:.2f}", f"{own.deviation:.2f}", _ranked(own, -1), _ranked(own, 0), own.source),
         )
         for _, run, own in found
@@ -106,6 +106,10 @@ def subnets_of(runs: Sequence[RunData]) -> list[Markup]:
     return [table(head, rows), *legend, shown, *(_every(run, own) for _, run, own in found)]
 
 
+def _whose(own: Subnets) -> str:
+    return {"reestimated": "their own", "main": "the main network's"}.get(own.statistics, own.statistics)
+
+
 def _ranked(own: Subnets, place: int) -> str:
     top1, depths = own.ranked[place]
     return f"{top1:.2f} ({_depths(depths)})"
@@ -121,7 +125,7 @@ MOST = 500
 
 def _every(run: RunData, own: Subnets) -> Markup:
     rows = [(_depths(depths), sum(depths), f"{top1:.2f}") for top1, depths in reversed(own.ranked)]
-    title = f"{run.name}: each subnet, {own.statistics} statistics"
+    title = f"{run.name}: each subnet, with {_whose(own)} statistics"
     if len(rows) > MOST:
         title += f" (the best {MOST} of {len(rows)})"
     return folded(title, table(["blocks per stage", "blocks", "Top-1, %"], rows[:MOST]))
