@@ -128,9 +128,9 @@ class Stimulated(nn.Module):
         if not self.training:
             return Plan((images,), (PrefixTree([self.network.full]),))
         options = self.options
-        sides = draw_sizes(options.sizes, options.sizes_per_step, seed=self.seed, epoch=0, step=step)
-        small = [_downscaled(images, side) for side in sides] if options.sizes else []
-        return self.method.plan(images, small, epoch=0, step=step)
+        count = options.sizes_per_step if options.sizes else 0
+        sides = draw_sizes(options.sizes, count, seed=self.seed, epoch=0, step=step)
+        return self.method.plan(images, [_downscaled(images, side) for side in sides], epoch=0, step=step)
 
     def loss(self, outputs: Outputs, targets: Tensor) -> StimulativeLoss:
         """The papers' loss of a classifier: cross-entropy of the main network, and each subnet's loss.
