@@ -24,10 +24,12 @@ pytestmark = pytest.mark.skipif(
 )
 
 MEASURE = """<script>addEventListener("load", () => {
-  const root = document.documentElement;
-  root.setAttribute("data-measured", [root.scrollWidth, innerWidth,
-    performance.getEntriesByType("resource").length, document.querySelectorAll("svg path").length,
-    Math.min(...[...document.querySelectorAll("svg")].map(one => one.getBoundingClientRect().width))].join(" "));
+  const root = document.documentElement, pictures = [...document.querySelectorAll("svg")];
+  root.setAttribute("data-measured", [
+    root.scrollWidth, innerWidth, performance.getEntriesByType("resource").length,
+    document.querySelectorAll("svg path").length,
+    Math.min(...pictures.map(one => one.getBoundingClientRect().width)),
+  ].join(" "));
 });</script>"""
 
 
