@@ -34,6 +34,11 @@ def announce(
         f"{process.world} process{'es' if process.world > 1 else ''}, "
         f"global batch {config.run.batch}, {steps_per_epoch} steps per epoch"
     )
+    if config.model.weights:
+        head = (
+            f", but a new classifier ({', '.join(network.classifier_names)})" if config.model.new_head else ""
+        )
+        yield f"starts from the weights in {config.model.weights}{head}"
     yield _implementations(config, process, network)
     yield from _warnings(config, process)
 

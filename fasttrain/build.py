@@ -11,7 +11,7 @@ from . import distributed
 from .checkpoint import load_weights
 from .config import Config, Method
 from .distributed import Process
-from .errors import ConfigError
+from .errors import CheckpointError, ConfigError
 from .guards.finite import LateCheck, StatisticsGuard
 from .hardware import Precision, choose_batch_norm, choose_conv1x1, choose_kernels, choose_precision
 from .kernels.normalized_loss import IN_TRITON
@@ -50,12 +50,29 @@ def build_network(config: Config, classes: int, device: torch.device, world: int
                 f"{name} is {side}; allowed: at least {network.reduction} pixels for {config.model.name}"
             )
     _check_batch_norm(config, network.reduction, world or distributed.processes())
-    if config.model.weights:
-        load_weights(network, Path(config.model.weights))
+    _take_weights(config, network)
     memory_format = torch.channels_last if config.run.channels_last else torch.contiguous_format
     network = network.to(device=device, memory_format=memory_format)  # type: ignore[call-overload]
     _fuse(config, network, device)
     return convert_sync_batchnorm(network) if config.run.sync_batch_norm else network
+
+
+def _take_weights(config: Config, network: StagedNetwork) -> None:
+    """Start from `model.weights`, if given; `model.new_head` leaves the classifier as it is initialized."""
+    if not config.model.weights:
+        if config.model.new_head:
+            raise ConfigError(
+                "model.new_head is True and model.weights is empty; allowed: a state dict's file "
+                "(--model.weights FILE)"
+            )
+        return
+    classifier = network.classifier_names
+    try:
+        load_weights(network, Path(config.model.weights), keep=classifier if config.model.new_head else ())
+    except CheckpointError as error:
+        if any(f": {name} has shape" in str(error) for name in classifier):
+            raise CheckpointError(f"{error}; for other classes: --model.new-head") from None
+        raise
 
 
 def _fuse(config: Config, network: StagedNetwork, device: torch.device) -> None:

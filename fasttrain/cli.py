@@ -35,6 +35,7 @@ USAGE = """usage: fasttrain COMMAND ...
   runs [DIR] [--json]                                   list the runs in a folder (default: runs)
   watch RUN [--once]                                    a run's curves in the terminal, while it runs
   nips22 FLAGS --data DIR [--fast] [--print-command]    train by the flags of the published NIPS22-ST train.py
+  report RUN [RUN ...] [-o FILE]                        runs as one HTML page (default: RUN/report.html)
   recipes                                               list the recipes
   show RECIPE [--section.field value ...]               print a recipe as JSON, overrides applied
   data check DIR [-o MANIFEST] [--help]                 decode every image once; list the bad ones
@@ -83,6 +84,7 @@ def _dispatch(command: str, rest: list[str]) -> None:
         "runs": _runs,
         "watch": _watch,
         "nips22": _nips22,
+        "report": _report,
         "recipes": _recipes,
         "show": _show,
         "data": _data,
@@ -91,7 +93,7 @@ def _dispatch(command: str, rest: list[str]) -> None:
     }
     if command not in commands:
         raise ConfigError(f"unknown command {command!r}; allowed: {', '.join(commands)}")
-    if rest[:1] in (["-h"], ["--help"]) and command not in ("evaluate", "runs", "watch", "data"):
+    if rest[:1] in (["-h"], ["--help"]) and command not in ("evaluate", "runs", "watch", "report", "data"):
         print(USAGE)
         return
     commands[command](rest)
@@ -299,6 +301,25 @@ def _watch(rest: list[str]) -> None:
     from .telemetry.watch import watch
 
     watch(options.run, once=options.once)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Report:
+    """Write one HTML page about runs, finished or not: curves, accuracy, subnets, speed, energy, settings."""
+
+    runs: Annotated[list[Path], tyro.conf.Positional, tyro.conf.arg(metavar="RUN [RUN ...]")]
+    """The runs' folders."""
+    output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"], metavar="FILE")] = None
+    """The page; without it report.html in the first run's folder."""
+
+
+def _report(rest: list[str]) -> None:
+    options = tyro.cli(_Report, prog="fasttrain report", args=rest)
+    if not options.runs:
+        raise ConfigError("report needs a run; allowed: fasttrain report RUN [RUN ...] [-o FILE]")
+    from .report import write_report
+
+    print(f"report: {write_report(options.runs, options.output)}")
 
 
 def _recipes(rest: list[str]) -> None:

@@ -225,6 +225,8 @@ class Model:
     mobilenetv3_small_100, ...), cifar_resnet20/32/44/56/110 or cifar_mobilenetv3_large."""
     weights: str = ""
     """A state dict to start from (timm's and torchvision's names); empty: random initialization."""
+    new_head: bool = False
+    """Take all of `weights` but the classifier, which starts at random: for other classes."""
     batch_norm: Literal["auto", "triton", "reference", "torch", "apex"] = "auto"
     """Batch norm: fused with the ReLU, residual add and stem pool after it by triton (this project's kernels;
     reference: the same in plain PyTorch) or apex (NVIDIA's groupbn; fp16); torch: timm's own layers; auto:

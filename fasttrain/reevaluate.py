@@ -92,5 +92,5 @@ def _override(config: Config, train: str, val: str, batch: int, device: str) -> 
     evaluation = replace(config.evaluation, batch=batch or config.evaluation.batch)
     run = replace(config.run, device=device, sync_batch_norm=False)  # type: ignore[arg-type]
     # evaluation has no use for fused convolutions, and another device may not run them
-    model = replace(config.model, weights="", conv1x1="torch")
+    model = replace(config.model, weights="", new_head=False, conv1x1="torch")
     return replace(config, data=data, evaluation=evaluation, run=run, model=model)

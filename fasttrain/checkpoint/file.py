@@ -12,7 +12,7 @@ import json
 import os
 import pickle
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -187,13 +187,14 @@ def restoring(path: Path) -> Iterator[None]:
         raise CheckpointError(f"{path} does not fit this run: {_why(error)}") from None
 
 
-def load_weights(network: nn.Module, path: Path) -> None:
+def load_weights(network: nn.Module, path: Path, *, keep: Collection[str] = ()) -> None:
     """Load a state dict of timm's and torchvision's names, or a checkpoint that holds one, into a network.
 
     Args:
         network: of the same architecture and number of classes.
         path: `.safetensors`, or what torch.save wrote: a state dict, alone or under "network",
             "state_dict" or "model".
+        keep: names in the network's state dict that stay as they are, whatever the file holds of them.
 
     Raises:
         CheckpointError: missing, damaged, or of another architecture or number of classes.
@@ -206,8 +207,9 @@ def load_weights(network: nn.Module, path: Path) -> None:
             state = state[key]
     if not isinstance(state, dict):
         raise CheckpointError(f"{path} holds no state dict")
+    own = network.state_dict()
     with restoring(path):
-        load_state(network, state, path)
+        load_state(network, state | {name: own[name] for name in keep}, path)
 
 
 def load_state(network: nn.Module, state: dict[str, Any], path: Path) -> None:

@@ -33,8 +33,9 @@ from ..telemetry import Interval
 
 FREE_ON_RESUME = (
     *("recipe", "data.train", "data.val", "data.builtin", "data.threads", "data.prefetch"),
-    *("data.hardware_decoder_load", "data.decoder_memory", "data.largest_image", "model.weights"),
-    *("model.batch_norm", "model.conv1x1", "method.backward", "optim.impl", "run.kernels"),
+    *("data.hardware_decoder_load", "data.decoder_memory", "data.largest_image"),
+    *("model.weights", "model.new_head", "model.batch_norm", "model.conv1x1"),
+    *("method.backward", "optim.impl", "run.kernels"),
     *("evaluation.every", "evaluation.batch", "evaluation.subnets", "evaluation.statistics"),
     "evaluation.normalize",
     *("run.name", "run.folder", "run.max_steps", "run.device", "run.log_every", "run.resume"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ..errors import ConfigError
+from .backbone import staged_view
 from .cifar_resnet import CIFAR_RESNETS, CifarResNet
 from .fuse import FusedBatchNorm, fuse_batch_norms, fuse_convolutions
 from .mobilenetv3 import CIFAR_MOBILENETS, MobileNetV3, create_mobilenetv3, is_mobilenetv3
@@ -62,4 +63,5 @@ __all__ = [
     "fuse_batch_norms",
     "fuse_convolutions",
     "initialize",
+    "staged_view",
 ]

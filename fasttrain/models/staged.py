@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -76,6 +76,12 @@ class StagedNetwork(nn.Module, ABC):
         return ordered_subnet(self.depths)
 
     @property
+    def classifier_names(self) -> list[str]:
+        """Names in the state dict of the last linear layer's parameters, which fit one set of classes."""
+        classifier = set(self.head_modules[-1].parameters())
+        return [name for name, parameter in self.named_parameters() if parameter in classifier]
+
+    @property
     def without_shortcut(self) -> frozenset[BlockRef]:
         """The blocks without a shortcut: no subnet can do without them, nor run a part of them."""
         return frozenset(ref for ref in self.full if not self.has_shortcut(self.stages[ref.stage][ref.block]))
@@ -137,10 +143,22 @@ class StagedNetwork(nn.Module, ABC):
         Returns:
             For each tree, the logits [B, num_classes] of its subnets.
         """
-        first = TreeWalk(self, trees[0], inputs[0], tracked=trees[0].subnets[0] == self.full)
+        return [walk.finish() for walk in self._walk(TreeWalk, inputs, trees)]
+
+    def stage_outputs(
+        self, inputs: Sequence[Tensor], trees: Sequence[PrefixTree]
+    ) -> list[list[tuple[Tensor, ...]]]:
+        """As `forward_trees`, but of every subnet each stage's output [B, C, h, w], and no head runs."""
+        return [walk.features() for walk in self._walk(FeatureWalk, inputs, trees)]
+
+    def _walk(self, walk: type[Walk], inputs: Sequence[Tensor], trees: Sequence[PrefixTree]) -> list[Walk]:
+        """A walk of a kind over each tree, run to its end; the main network's pass alone is tracked."""
+        first = walk(self, trees[0], inputs[0], tracked=trees[0].subnets[0] == self.full)
         with frozen_statistics(self):
-            rest = [TreeWalk(self, tree, x) for tree, x in zip(trees[1:], inputs[1:], strict=True)]
-            return [walk.finish() for walk in (first, *rest)]
+            walks = [first, *(walk(self, tree, x) for tree, x in zip(trees[1:], inputs[1:], strict=True))]
+            for each in walks:
+                each.run()
+        return walks
 
     def as_subnet(self, subnet: Sequence[int] | Subnet) -> Subnet:
         """Depths or `Subnet` to a `Subnet` of this network.
@@ -191,6 +209,7 @@ class TreeWalk:
     ) -> None:
         self.network, self.tree, self.before = network, tree, before
         self.unread = list(tree.children)
+        self.leaves = frozenset(tree.leaves)
         self.logits: dict[int, Tensor] = {}
         self.done = 0
         self.activations: dict[int, Tensor] = {}
@@ -200,11 +219,14 @@ class TreeWalk:
 
     def finish(self) -> list[Tensor]:
         """Run what is left; the logits [B, num_classes] of each of the tree's subnets."""
-        self._advance(len(self.tree))
+        self.run()
         return [self.logits[leaf] for leaf in self.tree.leaves]
 
+    def run(self) -> None:
+        """Run what is left."""
+        self._advance(len(self.tree))
+
     def _advance(self, stop: int) -> None:
-        leaves = set(self.tree.leaves)
         if self.done == 0:
             self._announce(ROOT)
             self.activations[ROOT] = self.network.stem(self.input)
@@ -213,11 +235,15 @@ class TreeWalk:
             ref, parent = self.tree.nodes[index]
             self._announce(index)
             x = self.network.run_block(ref, self._read(parent))
-            if index in leaves:
-                self.logits[index] = self._head(index, x)
+            self._take(index, x)
             if self.unread[index]:
                 self.activations[index] = x
         self.done = stop
+
+    def _take(self, index: int, x: Tensor) -> None:
+        """What a node's output is for, besides the nodes that read it."""
+        if index in self.leaves:
+            self.logits[index] = self._head(index, x)
 
     def _head(self, index: int, x: Tensor) -> Tensor:
         if index == self.tree.leaves[0]:
@@ -233,6 +259,39 @@ class TreeWalk:
     def _read(self, index: int) -> Tensor:
         self.unread[index] -= 1
         return self.activations[index] if self.unread[index] else self.activations.pop(index)
+
+
+class FeatureWalk(TreeWalk):
+    """A walk that keeps the output of each subnet's last block in every stage, and runs no head."""
+
+    def __init__(self, network: StagedNetwork, tree: PrefixTree, x: Tensor, *, tracked: bool = False) -> None:
+        self.ends = {leaf: _stage_ends(tree, leaf) for leaf in tree.leaves}
+        self.kept = {index for ends in self.ends.values() for index in ends}
+        self.outputs: dict[int, Tensor] = {}
+        super().__init__(network, tree, x, tracked=tracked)
+
+    def features(self) -> list[tuple[Tensor, ...]]:
+        """Run what is left; of each of the tree's subnets the stages' outputs [B, C, h, w], first to last."""
+        self.run()
+        return [tuple(self.outputs[index] for index in self.ends[leaf]) for leaf in self.tree.leaves]
+
+    def _take(self, index: int, x: Tensor) -> None:
+        if index in self.kept:
+            self.outputs[index] = x
+
+
+def _stage_ends(tree: PrefixTree, leaf: int) -> list[int]:
+    """The nodes at which a subnet leaves its stages."""
+    ends: dict[int, int] = {}
+    index = leaf
+    while index != ROOT:
+        ref, parent = tree.nodes[index]
+        ends.setdefault(ref.stage, index)
+        index = parent
+    return [ends[stage] for stage in sorted(ends)]
+
+
+Walk = TypeVar("Walk", bound=TreeWalk)
 
 
 def batch_norms(module: nn.Module) -> list[_BatchNorm]:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 from ..config import Config, from_dict
 from ..errors import ConfigError
-from . import cifar, demo, imagenet
+from . import cifar, demo, finetune, imagenet
 
 RECIPES: dict[str, Callable[[], Config]] = {
     **imagenet.RECIPES,
+    **finetune.RECIPES,
     **cifar.RECIPES,
     **demo.RECIPES,
 }
@@ -45,3 +47,17 @@ def _from_file(path: Path) -> Config:
     if not isinstance(values, dict):
         raise ConfigError(f"{path} holds no configuration")
     return from_dict(values)
+
+
+def published_top1(name: str) -> float | None:
+    """The Top-1 that a recipe's documentation states as published, percent; twins share their namesake's."""
+    known = name if name in RECIPES else ""
+    for each in (known, known.removesuffix("-published")):
+        stated = (
+            re.search(r"published: (\d+\.?\d*) % Top-1", RECIPES[each].__doc__ or "")
+            if each in RECIPES
+            else None
+        )
+        if stated:
+            return float(stated[1])
+    return None

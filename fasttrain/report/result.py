@@ -1,0 +1,75 @@
+"""What a run has come to: accuracy, against what its recipe states as published."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from .columns import Value, by_run, shown
+from .figures import Accuracy, Subnets, accuracy, subnets
+from .html import MISSING, Markup, paragraph
+from .reading import RunData
+
+
+def result(runs: Sequence[RunData]) -> Markup:
+    """The table."""
+
+    def of(pick: Callable[[Accuracy], str]) -> Value:
+        return lambda run: pick(accuracy(run))
+
+    def of_subnets(pick: Callable[[Subnets], str]) -> Value:
+        return lambda run: "; ".join(map(pick, subnets(run))) or MISSING
+
+    return by_run(
+        runs,
+        [
+            ("recipe", lambda run: run.config.get("recipe") or MISSING),
+            ("network", lambda run: run.config.get("model.name", MISSING)),
+            ("training", _method),
+            ("Top-1 at the end, %", of(lambda own: shown(own.top1))),
+            ("published for the recipe, Top-1, %", of(lambda own: shown(own.published, "{:g}"))),
+            ("difference, points", of(_difference)),
+            ("best Top-1, %", of(_best)),
+            ("Top-5 at the end, %", of(lambda own: shown(own.top5))),
+            ("validation loss", of(lambda own: shown(own.loss, "{:.4f}"))),
+            ("validation images", of(lambda own: shown(own.images, "{:,.0f}"))),
+            ("subnets, mean Top-1, %", of_subnets(lambda own: f"{own.mean:.2f} ± {own.deviation:.2f}")),
+            ("worst subnet, %", of_subnets(lambda own: f"{own.ranked[0][0]:.2f}")),
+        ],
+    )
+
+
+def _method(run: RunData) -> str:
+    name = run.config.get("method.name")
+    if name == "stimulative":
+        count, inputs = run.config.get("method.subnets"), run.config.get("method.subnet_inputs")
+        return f"stimulative, {count} subnets per step, {inputs} inputs"
+    return str(name or MISSING)
+
+
+def _difference(own: Accuracy) -> str:
+    known = own.top1 is not None and own.published is not None
+    return f"{own.top1 - own.published:+.2f}" if known else MISSING  # type: ignore[operator]
+
+
+def _best(own: Accuracy) -> str:
+    epoch = "" if own.best_epoch is None else f" (epoch {own.best_epoch:.0f})"
+    return MISSING if own.best is None else f"{own.best:.2f}{epoch}"
+
+
+def notes_on(runs: Sequence[RunData]) -> list[Markup]:
+    """What to know of the table."""
+    notes = []
+    for run in runs:
+        own = accuracy(run)
+        if own.top1 is None:
+            notes.append(f"{run.name}: no evaluation was recorded.")
+        if own.published is not None and run.changed:
+            notes.append(
+                f"{run.name}: its settings are not the recipe's ({', '.join(run.changed)}), so that the "
+                "published figure is no target for it."
+            )
+    if all(accuracy(run).published is None for run in runs):
+        notes.append(
+            "The papers publish no figure for " + ("this recipe." if len(runs) == 1 else "these recipes.")
+        )
+    return [paragraph(note, "soft") for note in notes]
