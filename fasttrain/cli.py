@@ -32,6 +32,7 @@ USAGE = """usage: fasttrain COMMAND ...
   check RECIPE [--section.field value ...]              look for mistakes in a run before it is started
         [--processes N] [--nodes N]                     with N processes on each of N machines
   evaluate RUN [--help]                                 evaluate a run's main network and subnets
+  export RUN --format FORMAT -o FILE [--help]           write its network for another program
   runs [DIR] [--json]                                   list the runs in a folder (default: runs)
   watch RUN [--once]                                    a run's curves in the terminal, while it runs
   nips22 FLAGS --data DIR [--fast] [--print-command]    train by the flags of the published NIPS22-ST train.py
@@ -81,6 +82,7 @@ def _dispatch(command: str, rest: list[str]) -> None:
         "train": _train,
         "check": _check,
         "evaluate": _evaluate,
+        "export": _export,
         "runs": _runs,
         "watch": _watch,
         "nips22": _nips22,
@@ -93,7 +95,8 @@ def _dispatch(command: str, rest: list[str]) -> None:
     }
     if command not in commands:
         raise ConfigError(f"unknown command {command!r}; allowed: {', '.join(commands)}")
-    if rest[:1] in (["-h"], ["--help"]) and command not in ("evaluate", "runs", "watch", "report", "data"):
+    own_help = ("evaluate", "export", "runs", "watch", "report", "data")
+    if rest[:1] in (["-h"], ["--help"]) and command not in own_help:
         print(USAGE)
         return
     commands[command](rest)
@@ -197,9 +200,11 @@ class _Evaluate:
     """Evaluate a run's main network and its subnets."""
 
     run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
-    """The run's folder, or one checkpoint file."""
+    """The run's folder, one checkpoint file, or a file of weights."""
     checkpoint: Literal["best", "last"] = "best"
     """Which of the folder's checkpoints; the last where there is no best."""
+    recipe: Annotated[str, tyro.conf.arg(metavar="NAME")] = ""
+    """A recipe or config.json that a file of weights fits."""
     val: str = ""
     """Validation images; empty: as in the run."""
     train: str = ""
@@ -222,17 +227,15 @@ def _evaluate(rest: list[str]) -> None:
         raise ConfigError(
             f"--subnets {options.subnets} --batch {options.batch}; allowed: at least -1, at least 0"
         )
-    from .checkpoint.archive import Archive
     from .reevaluate import evaluate_checkpoint
     from .trainer import subnets_line
 
     if options.output and not Path(options.output).parent.is_dir():
         raise ConfigError(f"--output is {options.output}; allowed: a file in a folder that exists")
-    path = options.run
-    if not os.path.isfile(path):
-        path = Archive(path / "checkpoints").chosen(options.checkpoint)
     verdict = evaluate_checkpoint(
-        path,
+        options.run,
+        which=options.checkpoint,
+        recipe=options.recipe,
         train=options.train,
         val=options.val,
         subnets=options.subnets,
@@ -260,6 +263,67 @@ def _write_verdict(verdict: Verdict, path: Path) -> None:
         write_json(path, asdict(verdict) | {"path": str(verdict.path)})
     except OSError as error:
         raise ConfigError(f"cannot write --output {path}: {error.strerror}") from None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Export:
+    """Write a trained network, or a subnet of it that stands alone, for another program."""
+
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    """The run's folder, one checkpoint file, or a file of weights."""
+    format: Literal["published", "timm", "torchvision", "safetensors", "onnx"]
+    """Whose names and file format."""
+    output: Annotated[Path, tyro.conf.arg(aliases=["-o"], metavar="FILE")]
+    """The file: .onnx, .safetensors, else .pt, .pth or .tar."""
+    subnet: Annotated[str, tyro.conf.arg(metavar="D,D,...")] = ""
+    """Blocks kept per stage, such as 3,3,6,3; empty: the whole network."""
+    checkpoint: Literal["best", "last"] = "best"
+    """Which of the folder's checkpoints; the last where there is no best."""
+    recipe: Annotated[str, tyro.conf.arg(metavar="NAME")] = ""
+    """A recipe or config.json that a file of weights fits."""
+    statistics: Literal["auto", "reestimated", "main"] = "auto"
+    """Of batch norm: re-estimated from training images, or as training left them; auto: a subnet's are
+    re-estimated where training images are at hand."""
+    train: str = ""
+    """Training images for the statistics; empty: as in the run."""
+    val: str = ""
+    """Validation images on which what is written is evaluated; empty: not evaluated."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to compute."""
+    side: int = 0
+    """Side of an ONNX graph's images, pixels; 0: of the run's validation images."""
+    batch: int = 0
+    """Images per call of an ONNX graph; 0: any number."""
+    force: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Write over a file that exists."""
+
+
+def _export(rest: list[str]) -> None:
+    options = tyro.cli(_Export, prog="fasttrain export", args=rest)
+    depths = options.subnet.split(",") if options.subnet else []
+    if not all(depth.isascii() and depth.isdecimal() for depth in depths):
+        raise ConfigError(f"--subnet is {options.subnet}; allowed: blocks per stage, such as 3,3,6,3")
+    for name, value in (("--side", options.side), ("--batch", options.batch)):
+        if not 0 <= value <= 4096:
+            raise ConfigError(f"{name} is {value}; allowed: 0 to 4096")
+    from .export import export
+
+    lines = export(
+        options.run,
+        options.format,
+        options.output,
+        subnet=[int(depth) for depth in depths],
+        which=options.checkpoint,
+        recipe=options.recipe,
+        statistics=options.statistics,
+        train=options.train,
+        val=options.val,
+        device=options.device,
+        side=options.side,
+        batch=options.batch,
+        force=options.force,
+    )
+    print(*lines, sep="\n")
 
 
 @dataclass(frozen=True, kw_only=True)

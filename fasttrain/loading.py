@@ -159,9 +159,14 @@ def build_eval_loader(
 def calibration_batches(
     config: Config, folder: ImageFolder, process: Process, dtype: torch.dtype, epoch: int
 ) -> Iterator[Tensor]:
-    """Augmented and mixed training images for batch-norm statistics: a function of (seed, epoch) alone."""
+    """Augmented and mixed training images for batch-norm statistics: a function of (seed, epoch) alone.
+
+    In batches of `run.batch`; where the images are fewer than that, in one of as many as they are.
+    """
     seed = int(generator(config.run.seed, Stream.CALIBRATION, epoch).integers(2**31))
-    config = replace(config, data=replace(config.data, repeats=1))  # different images tell more
+    most = max(process.world, len(folder.files) // process.world * process.world)
+    run = replace(config.run, batch=min(config.run.batch, most), accumulate=1)
+    config = replace(config, data=replace(config.data, repeats=1), run=run)  # different images tell more
     loader = _train_loader(config, folder, process, dtype, seed=seed)
     mixing = build_mixing(config.data, len(folder.classes), seed)
     try:

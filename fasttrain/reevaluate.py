@@ -8,11 +8,15 @@ from pathlib import Path
 
 from torch import Tensor
 
-from . import build, checkpoint, distributed, loading
-from .config import Config, from_dict
-from .errors import CheckpointError, ConfigError
+from . import build, distributed, loading
+from .config import Config
+from .distributed import Process
+from .errors import ConfigError
 from .evaluation import Accuracy, SubnetReport, evaluate, evaluate_subnets
 from .hardware import choose_precision, configure_backends
+from .pipelines.folder import ImageFolder
+from .pipelines.manifest import check_presence, open_images
+from .trained import Trained, open_trained
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +31,8 @@ class Verdict:
 def evaluate_checkpoint(
     path: Path,
     *,
+    which: str = "best",
+    recipe: str = "",
     train: str = "",
     val: str = "",
     subnets: int = -1,
@@ -34,10 +40,12 @@ def evaluate_checkpoint(
     batch: int = 0,
     device: str = "auto",
 ) -> Verdict:
-    """Evaluate a checkpoint on validation images.
+    """Evaluate a trained network on validation images.
 
     Args:
-        path: of the checkpoint; its configuration and classes are read from it.
+        path: of a run's folder, a checkpoint or a file of weights; see `trained.open_trained`.
+        which: `best` or `last`, of a run's folder.
+        recipe: a recipe or config.json that a file of weights fits.
         train: training images for the batch-norm statistics; empty: as in the run.
         val: validation images; empty: as in the run.
         subnets: how many of the run's space; -1 all, 0 none.
@@ -48,31 +56,25 @@ def evaluate_checkpoint(
     Raises:
         RunError: see `fasttrain.errors`.
     """
-    state = checkpoint.load(path)
-    with checkpoint.restoring(path):
-        recorded = from_dict(state["config"])
-    config = _override(recorded, train, val, batch, device)
+    trained = open_trained(path, which, recipe)
+    config = for_evaluation(trained.config, train, val, batch, device)
     process = distributed.start(config.run)
     try:
         configure_backends(config.run, process.device)
         precision = choose_precision(config.run.precision, process.device)
-        folders = loading.find_images(config, process)
-        if folders.val is None:
-            raise ConfigError("data.val is empty; allowed: a folder of validation images (--val DIR)")
-        if list(folders.train.classes) != state["classes"]:
-            raise CheckpointError(f"{path} was trained on other classes than {config.data.train} holds")
-        network = build.build_network(config, len(state["classes"]), process.device)
-        with checkpoint.restoring(path):
-            checkpoint.load_state(network, checkpoint.judged_weights(state), path)
+        calibrates = subnets != 0 and statistics != "main"
+        train_images, val_images = _find_images(config, process, trained, calibrates)
+        network = trained.build(config, process.device)
         chosen = build.subnets_to_evaluate(config, network, subnets)
-        loader = loading.build_eval_loader(config, folders.val, process, precision.image_dtype)
+        loader = loading.build_eval_loader(config, val_images, process, precision.image_dtype)
 
         def validation() -> Iterator[tuple[Tensor, Tensor]]:
             return ((each.images, each.targets) for each in loader)
 
         def calibration() -> Iterator[Tensor]:
-            epoch = state["position"]["epoch"]
-            return loading.calibration_batches(config, folders.train, process, precision.image_dtype, epoch)
+            assert train_images is not None
+            epoch = trained.epoch or 0
+            return loading.calibration_batches(config, train_images, process, precision.image_dtype, epoch)
 
         normalize = config.evaluation.normalize
         main = evaluate(network, [network.full], validation(), precision, normalize=normalize)[0]
@@ -82,12 +84,31 @@ def evaluate_checkpoint(
             else []
         )
         loader.close()
-        return Verdict(path, main, reports)
+        return Verdict(trained.path, main, reports)
     finally:
         distributed.stop()
 
 
-def _override(config: Config, train: str, val: str, batch: int, device: str) -> Config:
+def _find_images(
+    config: Config, process: Process, trained: Trained, calibrates: bool
+) -> tuple[ImageFolder | None, ImageFolder]:
+    """Training images, if statistics are re-estimated from them, and validation images, of its classes."""
+    if not config.data.val:
+        raise ConfigError("data.val is empty; allowed: a folder of validation images (--val DIR)")
+    if calibrates or loading.digits_missing(config):
+        folders = loading.find_images(config, process)
+        trained.check_classes(folders.train)
+        assert folders.val is not None
+        return folders.train, folders.val
+    images = open_images(config.data.val)
+    trained.check_classes(images)
+    if process.is_main:
+        check_presence(images)
+    return None, images
+
+
+def for_evaluation(config: Config, train: str, val: str, batch: int, device: str) -> Config:
+    """A run's configuration with other images, evaluation batch and device; what is empty or 0 stays."""
     data = replace(config.data, train=train or config.data.train, val=val or config.data.val)
     evaluation = replace(config.evaluation, batch=batch or config.evaluation.batch)
     run = replace(config.run, device=device, sync_batch_norm=False)  # type: ignore[arg-type]

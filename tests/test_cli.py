@@ -79,6 +79,9 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, 
         ("evaluate /nowhere", 4, "no checkpoint in /nowhere/checkpoints"),
         ("evaluate /nowhere --subnets -2", 2, "--subnets -2"),
         ("evaluate /nowhere --statistics mine", 2, "mine"),
+        ("export", 2, "--output"),
+        ("export /nowhere --format tar -o x.pt", 2, "tar"),
+        ("export /nowhere --format timm -o x.pt", 4, "no checkpoint in /nowhere/checkpoints"),
     ],
 )
 def test_mistakes_are_named(
@@ -205,6 +208,19 @@ def test_the_readmes_data_commands_parse(
     for words in commands:
         status, _, err = run(capsys, *words[1:])
         assert status == 3, err
+
+
+def test_the_readmes_commands_on_trained_networks_parse(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There is no checkpoint, which is another error than a wrong command line."""
+    monkeypatch.chdir(tmp_path)
+    commands = [shlex.split(line) for line in readme_commands()]
+    taken = [words[1:] for words in commands if words[1] in ("evaluate", "export")]
+    assert {words[0] for words in taken} == {"evaluate", "export"}
+    for words in taken:
+        status, _, err = run(capsys, *words)
+        assert status == 4, err
 
 
 def test_the_launcher_checks_first(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ without a hash one flipped bit would load silently.
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import io
 import json
@@ -21,7 +22,9 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor, nn
 
+from ..compat.weights import to_ours
 from ..errors import CheckpointError, ConfigError, RunError
+from ..models import StagedNetwork
 
 FORMAT = 2
 CONTENTS = {
@@ -146,12 +149,17 @@ def decode(content: bytes, path: Path) -> dict[str, Any]:
         CheckpointError: damaged, or of another kind.
     """
     state = _parse(io.BytesIO(content), path)
-    if not isinstance(state, dict) or state.get("format") != FORMAT:
+    if not is_training(state):
         raise CheckpointError(f"{path} is not a fasttrain checkpoint of format {FORMAT}")
     for key, kind in CONTENTS.items():
         if not isinstance(state.get(key), kind):
             raise CheckpointError(f"{path} is damaged: it holds no {key}")
     return state
+
+
+def is_training(state: Any) -> bool:
+    """Whether what `parse` gave is a training checkpoint of this format."""
+    return isinstance(state, dict) and state.get("format") == FORMAT
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -187,29 +195,38 @@ def restoring(path: Path) -> Iterator[None]:
         raise CheckpointError(f"{path} does not fit this run: {_why(error)}") from None
 
 
-def load_weights(network: nn.Module, path: Path, *, keep: Collection[str] = ()) -> None:
-    """Load a state dict of timm's and torchvision's names, or a checkpoint that holds one, into a network.
+def load_weights(network: StagedNetwork, path: Path, *, keep: Collection[str] = ()) -> None:
+    """Load weights into a network, under whatever names `compat.weights` knows.
 
     Args:
         network: of the same architecture and number of classes.
-        path: `.safetensors`, or what torch.save wrote: a state dict, alone or under "network",
-            "state_dict" or "model".
+        path: of a file as `state_dict_of` takes it.
         keep: names in the network's state dict that stay as they are, whatever the file holds of them.
 
     Raises:
         CheckpointError: missing, damaged, or of another architecture or number of classes.
     """
-    if not os.path.isfile(path):
-        raise CheckpointError(f"no checkpoint at {str(path)[:300]}")
-    state = _parse(path, path)
-    for key in ("network", "state_dict", "model"):
+    state = state_dict_of(parse(path), path)
+    own = network.state_dict()
+    with restoring(path):
+        load_state(network, to_ours(network, state) | {name: own[name] for name in keep}, path)
+
+
+def state_dict_of(state: Any, path: Path) -> dict[str, Any]:
+    """The weights in what `parse` gave: a state dict, alone or under "state_dict" or "model", or a training
+    checkpoint's as evaluation judges them.
+
+    Raises:
+        CheckpointError: there are none.
+    """
+    if isinstance(state, dict) and isinstance(state.get("network"), dict):
+        return judged_weights(state)
+    for key in ("state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
     if not isinstance(state, dict):
         raise CheckpointError(f"{path} holds no state dict")
-    own = network.state_dict()
-    with restoring(path):
-        load_state(network, state | {name: own[name] for name in keep}, path)
+    return state
 
 
 def load_state(network: nn.Module, state: dict[str, Any], path: Path) -> None:
@@ -233,6 +250,17 @@ def load_state(network: nn.Module, state: dict[str, Any], path: Path) -> None:
     network.load_state_dict(state)
 
 
+def parse(path: Path) -> Any:
+    """What a file holds, on the CPU: safetensors, or what torch.save wrote of tensors and plain values.
+
+    Raises:
+        CheckpointError: missing or damaged, or it holds more than that.
+    """
+    if not os.path.isfile(path):
+        raise CheckpointError(f"no checkpoint at {str(path)[:300]}")
+    return _parse(path, path)
+
+
 def _parse(source: Path | BinaryIO, path: Path) -> Any:
     """What a file holds, on the CPU; `path` names it in messages, and its suffix its format."""
     try:
@@ -244,7 +272,8 @@ def _parse(source: Path | BinaryIO, path: Path) -> Any:
             return load_file(path)
         if not isinstance(source, Path):
             source.seek(0)
-        return torch.load(source, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals([argparse.Namespace]):  # timm's train.py saves its options
+            return torch.load(source, map_location="cpu", weights_only=True)
     except CheckpointError:
         raise
     except pickle.UnpicklingError:

@@ -37,15 +37,18 @@ def create_model(name: str, num_classes: int) -> StagedNetwork:
     """
     if num_classes < 1:
         raise ConfigError(f"num_classes is {num_classes}; allowed: at least 1")
+    network: StagedNetwork
     if is_mobilenetv3(name):
-        return create_mobilenetv3(name, num_classes)
-    if name in CIFAR_RESNETS:
-        network: StagedNetwork = CifarResNet(CIFAR_RESNETS[name], num_classes)
+        network = create_mobilenetv3(name, num_classes)
+    elif name in CIFAR_RESNETS:
+        network = CifarResNet(CIFAR_RESNETS[name], num_classes)
     elif is_timm_resnet(name):
         network = create_timm_resnet(name, num_classes)
     else:
         raise ConfigError(f"model.name is {name!r}; allowed: {MODEL_FORMS}")
-    initialize(network)
+    if not isinstance(network, MobileNetV3):
+        initialize(network)
+    network.name = name
     return network
 
 

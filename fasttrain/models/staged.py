@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..subnets import ROOT, BlockRef, Depths, Part, PrefixTree, Subnet, ordered_subnet
+from ..subnets import ROOT, BlockRef, Depths, Part, PrefixTree, Subnet, depths_of, ordered_subnet
 
 BeforeNode = Callable[[int], None]
 """Called with a tree node's index (ROOT: the stem) just before it runs."""
@@ -23,10 +23,12 @@ class StagedNetwork(nn.Module, ABC):
     updates them, never a subnet's.
 
     Attributes:
+        name: what `create_model` was asked for, or empty.
         reduction: side of the input over side of the last feature map.
         num_classes: outputs of the classifier.
     """
 
+    name: str = ""
     reduction: int
     num_classes: int
 
@@ -85,6 +87,16 @@ class StagedNetwork(nn.Module, ABC):
     def without_shortcut(self) -> frozenset[BlockRef]:
         """The blocks without a shortcut: no subnet can do without them, nor run a part of them."""
         return frozenset(ref for ref in self.full if not self.has_shortcut(self.stages[ref.stage][ref.block]))
+
+    def keep(self, depths: Sequence[int]) -> None:
+        """Become a subnet: of each stage the first `depths` blocks stay, under their names.
+
+        Raises:
+            ValueError: depths that the network does not have.
+        """
+        kept = depths_of(self.as_subnet(tuple(depths)), len(self.depths))
+        for stage, depth in zip(self.stages, kept, strict=True):
+            del stage[depth:]  # type: ignore[attr-defined]
 
     def run_block(self, ref: BlockRef, x: Tensor) -> Tensor:
         """Run one block, or one part of it.

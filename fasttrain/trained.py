@@ -1,0 +1,204 @@
+"""A trained network as it lies on the disk: a run's, a checkpoint's, or a file of weights with a recipe."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import __version__, build, checkpoint
+from .archive import Archive
+from .compat.weights import to_ours
+from .config import Config, Run, from_dict, to_dict
+from .errors import CheckpointError, ConfigError
+from .models import StagedNetwork, create_model
+from .pipelines.folder import ImageFolder
+from .recipes import recipe
+from .subnets import Depths
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """Weights and what is known about them.
+
+    Attributes:
+        path: of the file.
+        config: of the run, or of the recipe that was named.
+        weights: in our names, on the CPU, as evaluation judges them.
+        outputs: of the classifier.
+        depths: blocks per stage: all of the model's, or of a subnet that stands alone.
+        classes: names of the outputs; none where the file does not say.
+        step, epoch: done in training, if known.
+        top1: percent of the validation images, if these weights were evaluated.
+        statistics: of batch norm: `main`, as training left them, or `reestimated`.
+    """
+
+    path: Path
+    config: Config
+    weights: dict[str, Tensor]
+    outputs: int
+    depths: Depths
+    classes: tuple[str, ...] = ()
+    step: int | None = None
+    epoch: int | None = None
+    top1: float | None = None
+    statistics: str = "main"
+
+    def network(self) -> StagedNetwork:
+        """The network in timm's layers on the CPU, in evaluation mode.
+
+        Raises:
+            CheckpointError: the weights do not fit.
+        """
+        return self._load(create_model(self.config.model.name, self.outputs)).eval()
+
+    def build(self, config: Config, device: torch.device) -> StagedNetwork:
+        """The network on a device, fused as a configuration of the same model asks.
+
+        Raises:
+            ConfigError: see `build.build_network`.
+            CheckpointError: the weights do not fit.
+        """
+        config = replace(config, data=replace(config.data, num_classes=self.outputs))
+        return self._load(build.build_network(config, self.outputs, device))
+
+    def _load(self, network: StagedNetwork) -> StagedNetwork:
+        with checkpoint.restoring(self.path):
+            network.keep(self.depths)
+            checkpoint.load_state(network, self.weights, self.path)
+        return network
+
+    def check_classes(self, images: ImageFolder) -> None:
+        """Whether images are of the classes that it was trained on, or of as many where these are unknown.
+
+        Raises:
+            CheckpointError: they are not.
+        """
+        if self.classes and images.classes != self.classes:
+            raise CheckpointError(f"{self.path} was trained on other classes than {images.root} holds")
+        if not self.classes and len(images.classes) != self.outputs:
+            raise CheckpointError(
+                f"{self.path} has {self.outputs} outputs, {images.root} holds {len(images.classes)} classes; "
+                "allowed: as many (a manifest by `data check --classes FILE` names them all)"
+            )
+
+
+def open_trained(path: Path, which: str = "best", recipe_name: str = "") -> Trained:
+    """Read a trained network.
+
+    Args:
+        path: of a run's folder, a training checkpoint, or a file of weights in any form that
+            `compat.weights` knows.
+        which: `best` or `last`, of a run's folder.
+        recipe_name: a recipe or config.json, for a file of weights that names no configuration.
+
+    Raises:
+        CheckpointError: missing, damaged, or of another network.
+        ConfigError: a recipe for what has its own configuration, none for what has not, or an unknown one.
+    """
+    if not os.path.isfile(path):  # unlike Path.is_file, never raises
+        path = Archive(path / "checkpoints").chosen(which)
+    state = checkpoint.parse(path)
+    if not checkpoint.is_training(state):
+        return _from_weights(path, state, recipe_name)
+    if recipe_name:
+        raise ConfigError(f"--recipe is {recipe_name}; allowed: none for {path}, which has a configuration")
+    return _from_checkpoint(path)
+
+
+def _from_checkpoint(path: Path) -> Trained:
+    state = checkpoint.load(path)  # compared with its manifest
+    with checkpoint.restoring(path):
+        config, position, main = from_dict(state["config"]), state["position"], state["main"]
+        evaluated = main is not None and state["evaluated"] == position["global_step"]
+        return Trained(
+            path=path,
+            config=config,
+            weights=checkpoint.judged_weights(state),
+            outputs=config.data.num_classes or len(state["classes"]),
+            depths=_skeleton(config).depths,
+            classes=tuple(state["classes"]),
+            step=int(position["global_step"]),
+            epoch=int(position["epoch"]),
+            top1=float(main["top1"]) if evaluated else None,
+        )
+
+
+def _from_weights(path: Path, state: Any, recipe_name: str) -> Trained:
+    given, told = checkpoint.state_dict_of(state, path), _read_metadata(path)
+    if bool(told) == bool(recipe_name):
+        allowed = "none, since it names its own" if told else "the recipe or config.json that it fits"
+        raise ConfigError(f"--recipe is {recipe_name!r} for the weights in {path}; allowed: {allowed}")
+    config = recipe(recipe_name) if recipe_name else Config()
+    with checkpoint.restoring(path):
+        facts = _facts(told) if told else {"config": config, "depths": _skeleton(config).depths}
+        skeleton = _skeleton(facts["config"])
+        skeleton.keep(facts["depths"])
+        weights = to_ours(skeleton, given)
+        head = weights.get(list(skeleton.state_dict())[-1])
+        outputs = len(head) if isinstance(head, Tensor) and head.ndim else 1
+        return Trained(path=path, weights=weights, outputs=outputs, **facts)
+
+
+def _skeleton(config: Config) -> StagedNetwork:
+    """A run's network with one output, without memory for its weights."""
+    with torch.device("meta"):
+        return create_model(config.model.name, 1)
+
+
+def metadata(trained: Trained) -> dict[str, str]:
+    """What an exported file says of its network, each value as text; `open_trained` reads it."""
+    config = trained.config
+    known = {"step": trained.step, "epoch": trained.epoch, "top1": trained.top1}
+    return {
+        "fasttrain": __version__,
+        "recipe": config.recipe,
+        "model": config.model.name,
+        "depths": ",".join(map(str, trained.depths)),
+        "statistics": trained.statistics,
+        "classes": json.dumps(trained.classes),
+        "config": json.dumps(to_dict(_portable(trained))),
+        **{name: str(value) for name, value in known.items() if value is not None},
+    }
+
+
+def _portable(trained: Trained) -> Config:
+    """The configuration without this machine's folders; a subnet's sampling space is its own."""
+    config, method = trained.config, trained.config.method
+    if trained.depths != _skeleton(config).depths:
+        method = replace(method, space="default")
+    return replace(
+        config,
+        data=replace(config.data, train="", val=""),
+        model=replace(config.model, weights=""),
+        method=method,
+        run=replace(config.run, folder=Run().folder, name="", resume="auto", wandb=""),
+    )
+
+
+def _read_metadata(path: Path) -> dict[str, str]:
+    """What `metadata` wrote into a safetensors file; empty for other files."""
+    if path.suffix != ".safetensors":
+        return {}
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        told = file.metadata() or {}
+    return told if "fasttrain" in told else {}
+
+
+def _facts(told: dict[str, str]) -> dict[str, Any]:
+    """Fields of `Trained` in a file's metadata."""
+    numbers = {"step": int, "epoch": int, "top1": float}
+    return {
+        "config": from_dict(json.loads(told["config"])),
+        "depths": tuple(int(depth) for depth in told["depths"].split(",")),
+        "classes": tuple(json.loads(told["classes"])),
+        "statistics": told["statistics"],
+        **{name: kind(told[name]) for name, kind in numbers.items() if name in told},
+    }
