@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from fasttrain import checkpoint
-from fasttrain.archive import Archive
+from fasttrain.checkpoint.archive import Archive
 from fasttrain.cli import main
 from fasttrain.compat.weights import to_form
 from fasttrain.config import IMAGENET_MEAN, IMAGENET_STD, Config, to_dict
