@@ -24,6 +24,7 @@ class Stream(IntEnum):
     MIXING = 8
     ERASING = 9
     PACKING = 10
+    ANALYSIS = 11
 
 
 def generator(seed: int, stream: Stream, epoch: int = 0, step: int = 0) -> np.random.Generator:

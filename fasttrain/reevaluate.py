@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
-from torch import Tensor
-
-from . import build, checkpoint, distributed, loading
-from .config import Config, from_dict
-from .errors import CheckpointError, ConfigError
+from . import build
 from .evaluation import Accuracy, SubnetReport, evaluate, evaluate_subnets
-from .hardware import choose_precision, configure_backends
+from .opening import opened
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,48 +43,13 @@ def evaluate_checkpoint(
     Raises:
         RunError: see `fasttrain.errors`.
     """
-    state = checkpoint.load(path)
-    with checkpoint.restoring(path):
-        recorded = from_dict(state["config"])
-    config = _override(recorded, train, val, batch, device)
-    process = distributed.start(config.run)
-    try:
-        configure_backends(config.run, process.device)
-        precision = choose_precision(config.run.precision, process.device)
-        folders = loading.find_images(config, process)
-        if folders.val is None:
-            raise ConfigError("data.val is empty; allowed: a folder of validation images (--val DIR)")
-        if list(folders.train.classes) != state["classes"]:
-            raise CheckpointError(f"{path} was trained on other classes than {config.data.train} holds")
-        network = build.build_network(config, len(state["classes"]), process.device)
-        with checkpoint.restoring(path):
-            checkpoint.load_state(network, checkpoint.judged_weights(state), path)
-        chosen = build.subnets_to_evaluate(config, network, subnets)
-        loader = loading.build_eval_loader(config, folders.val, process, precision.image_dtype)
-
-        def validation() -> Iterator[tuple[Tensor, Tensor]]:
-            return ((each.images, each.targets) for each in loader)
-
-        def calibration() -> Iterator[Tensor]:
-            epoch = state["position"]["epoch"]
-            return loading.calibration_batches(config, folders.train, process, precision.image_dtype, epoch)
-
-        main = evaluate(network, [network.full], validation(), precision)[0]
+    with opened(path, train=train, val=val, batch=batch, device=device) as run:
+        network = run.network
+        chosen = build.subnets_to_evaluate(run.config, network, subnets)
+        main = evaluate(network, [network.full], run.validation(), run.precision)[0]
         reports = (
-            evaluate_subnets(network, chosen, validation, calibration, precision, statistics)
+            evaluate_subnets(network, chosen, run.validation, run.calibration, run.precision, statistics)
             if chosen
             else []
         )
-        loader.close()
         return Verdict(path, main, reports)
-    finally:
-        distributed.stop()
-
-
-def _override(config: Config, train: str, val: str, batch: int, device: str) -> Config:
-    data = replace(config.data, train=train or config.data.train, val=val or config.data.val)
-    evaluation = replace(config.evaluation, batch=batch or config.evaluation.batch)
-    run = replace(config.run, device=device, sync_batch_norm=False)  # type: ignore[arg-type]
-    # evaluation has no use for fused convolutions, and another device may not run them
-    model = replace(config.model, weights="", conv1x1="torch")
-    return replace(config, data=data, evaluation=evaluation, run=run, model=model)
