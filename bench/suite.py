@@ -80,9 +80,9 @@ def _parts(
 
     chosen = ["--device", device.type]
     gpu = device.type == "cuda"
-    settings, modes, batch = (_GPU_STEP, _GPU_MODES, "256") if gpu else (_CPU_STEP, _CPU_MODES, "4")
+    settings, modes = (_GPU_STEP, _GPU_MODES) if gpu else (_CPU_STEP, _CPU_MODES)
     steps = [*chosen, *settings, "--modes", modes, "--minutes", f"{_STEP_SHARE * options.minutes:g}"]
-    walks = [*chosen, "--batch", batch, "--rounds", "1"]
+    walks = [*chosen, *(("--crop", "224", "--batch", "256") if gpu else ()), "--rounds", "1"]
     parts: list[tuple[str, Callable[[], None]]] = [
         ("checks", lambda: wrong.extend(checks.run(checks.SUBJECTS, device, file("checks")))),
         ("step", lambda: measured_step(wrong, [*steps, *path("step")])),

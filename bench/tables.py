@@ -138,13 +138,16 @@ def _job(row: dict[str, str]) -> list[str]:
 
 def walk_table(folder: Path) -> list[list[str]]:
     """All subnets in one walk against one by one."""
-    rows = read(folder / "walk.csv")
-    values = {row["metric"]: row["value"] for row in rows}
-    first = rows[0]
-    header = ["network, space", "one by one over one walk, seconds", "blocks", "crop", "images"]
-    cells = [f"{first['model']}, {first['space']}", f"{float(values['ratio']):.2f}"]
-    cells += [f"{float(values['block_ratio']):.2f}", first["crop"], first["batch"]]
-    return [header, ["---"] * len(header), cells]
+    header = ["network, space", "batch-norm statistics", "one by one over one walk, seconds", "blocks"]
+    lines = [[*header, "crop", "images"], ["---"] * (len(header) + 2)]
+    groups: dict[str, dict[str, dict[str, str]]] = defaultdict(dict)
+    for row in read(folder / "walk.csv"):
+        groups[row["statistics"]][row["metric"]] = row
+    for statistics, rows in groups.items():
+        row = rows["ratio"]
+        ratios = [f"{float(rows[metric]['value']):.2f}" for metric in ("ratio", "block_ratio")]
+        lines.append([f"{row['model']}, {row['space']}", statistics, *ratios, row["crop"], row["batch"]])
+    return lines
 
 
 def study_table(folder: Path) -> list[list[str]]:

@@ -1,6 +1,7 @@
 """`python -m bench walk`: evaluating all subnets of a space in one walk over their tree, or one by one.
 
-On synthetic images, without a loader: the ratio is that of what the network runs.
+On synthetic images, without a loader: the ratio is that of what the network runs. With re-estimated
+statistics each walk, or each subnet, also has a training-mode pass over as many images.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from statistics import fmean
 import torch
 
 from fasttrain.errors import ConfigError
-from fasttrain.evaluation import evaluate
+from fasttrain.evaluation import estimate_statistics, evaluate
 from fasttrain.hardware import Precision
 from fasttrain.models import StagedNetwork, create_model
 from fasttrain.subnets import PrefixTree, Subnet, ordered_space
@@ -22,7 +23,19 @@ from . import measure
 from .arguments import Parser, check_least
 from .rows import PLACE, Rows, default_output, environment
 
-COLUMNS = ("bench", "model", "space", "crop", "batch", "precision", "metric", "value", "unit", *PLACE)
+COLUMNS = (
+    "bench",
+    "model",
+    "space",
+    "crop",
+    "batch",
+    "precision",
+    "statistics",
+    "metric",
+    "value",
+    "unit",
+    *PLACE,
+)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -43,7 +56,8 @@ def main(argv: Sequence[str]) -> None:
     common = {"bench": "walk", "model": options.model, "space": options.space, "crop": options.crop}
     common |= {"batch": options.batch, "precision": precision.name} | environment(device)
     rows = Rows(options.output or default_output("walk", device), COLUMNS, common)
-    measure_walk(rows, network, subnets, precision, device, options)
+    for statistics in ("main", "reestimated") if options.statistics == "both" else (options.statistics,):
+        measure_walk(rows, network, subnets, precision, device, statistics, options)
 
 
 def measure_walk(
@@ -52,6 +66,7 @@ def measure_walk(
     subnets: Sequence[Subnet],
     precision: Precision,
     device: torch.device,
+    statistics: str,
     options: argparse.Namespace,
 ) -> None:
     """Time both ways in turn; of the subnets one by one an even sample, whose mean stands for all."""
@@ -60,8 +75,12 @@ def measure_walk(
     batches = [(images, torch.arange(options.batch, device=device) % 1000)]
     chosen = subnets[:: max(1, len(subnets) // options.sample)]
 
+    def judge(some: Sequence[Subnet]) -> None:
+        own = estimate_statistics(network, some, [images], precision) if statistics == "reestimated" else None
+        evaluate(network, some, batches, precision, own)
+
     def seconds(some: Sequence[Subnet]) -> float:
-        return measure.seconds(device, lambda: evaluate(network, some, batches, precision))
+        return measure.seconds(device, lambda: judge(some))
 
     def alone() -> float:
         return sum(seconds([subnet]) for subnet in chosen) / len(chosen) * len(subnets)
@@ -71,17 +90,18 @@ def measure_walk(
     for _ in range(options.rounds):
         walks.append(seconds(subnets))
         alones.append(alone())
-        rows.add(metric="walk", value=walks[-1], unit="s")
-        rows.add(metric="one_by_one", value=alones[-1], unit="s", n=len(chosen))
+        rows.add(statistics=statistics, metric="walk", value=walks[-1], unit="s")
+        rows.add(statistics=statistics, metric="one_by_one", value=alones[-1], unit="s", n=len(chosen))
         rows.write()
     calls = sum(map(len, subnets))
     tree = len(PrefixTree(subnets))
-    rows.add(metric="ratio", value=fmean(alones) / fmean(walks), unit="", n=options.rounds)
-    rows.add(metric="block_ratio", value=calls / tree, unit="")
+    ratio = fmean(alones) / fmean(walks)
+    rows.add(statistics=statistics, metric="ratio", value=ratio, unit="", n=options.rounds)
+    rows.add(statistics=statistics, metric="block_ratio", value=calls / tree, unit="")
     rows.write()
     print(
-        f"{len(subnets)} subnets: one walk {fmean(walks):.2f} s, one by one {fmean(alones):.2f} s "
-        f"({len(chosen)} of them measured), {fmean(alones) / fmean(walks):.2f} times as long; "
+        f"{len(subnets)} subnets, statistics {statistics}: one walk {fmean(walks):.2f} s, one by one "
+        f"{fmean(alones):.2f} s ({len(chosen)} of them measured), {ratio:.2f} times as long; "
         f"{calls} blocks against {tree}: {calls / tree:.2f}"
     )
 
@@ -92,8 +112,10 @@ def _parser() -> argparse.ArgumentParser:
     add("--device", choices=("cpu", "cuda"), default="", help="default: cuda where there is a GPU")
     add("--model", default="resnet50", help="a network of fasttrain (%(default)s)")
     add("--space", default="default", help="sampling space (%(default)s)")
-    add("--crop", type=int, default=224, help="side of the images, pixels (%(default)s)")
-    add("--batch", type=int, default=8, help="images (%(default)s)")
+    add("--crop", type=int, default=96, help="side of the images, pixels (%(default)s)")
+    add("--batch", type=int, default=16, help="images (%(default)s)")
+    kinds = ("main", "reestimated", "both")
+    add("--statistics", choices=kinds, default="both", help="batch norm's, of the subnets (%(default)s)")
     add("--sample", type=int, default=12, help="subnets evaluated one by one (%(default)s)")
     add("--rounds", type=int, default=2, help="how often (%(default)s)")
     add("-o", "--output", type=Path, help="CSV file (default: bench/results/<device>/walk.csv)")

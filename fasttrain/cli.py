@@ -33,6 +33,7 @@ USAGE = """usage: fasttrain COMMAND ...
         [--processes N] [--nodes N]                     with N processes on each of N machines
   evaluate RUN [--help]                                 evaluate a run's main network and subnets
   export RUN --format FORMAT -o FILE [--help]           write its network for another program
+  analyze NAME RUN [RUN ...] [-o DIR] [--help]          one of the papers' experiments, as JSON and a picture
   runs [DIR] [--json]                                   list the runs in a folder (default: runs)
   watch RUN [--once]                                    a run's curves in the terminal, while it runs
   nips22 FLAGS --data DIR [--fast] [--print-command]    train by the flags of the published NIPS22-ST train.py
@@ -83,6 +84,7 @@ def _dispatch(command: str, rest: list[str]) -> None:
         "check": _check,
         "evaluate": _evaluate,
         "export": _export,
+        "analyze": _analyze,
         "runs": _runs,
         "watch": _watch,
         "nips22": _nips22,
@@ -95,7 +97,7 @@ def _dispatch(command: str, rest: list[str]) -> None:
     }
     if command not in commands:
         raise ConfigError(f"unknown command {command!r}; allowed: {', '.join(commands)}")
-    own_help = ("evaluate", "export", "runs", "watch", "report", "data")
+    own_help = ("evaluate", "export", "analyze", "runs", "watch", "report", "data")
     if rest[:1] in (["-h"], ["--help"]) and command not in own_help:
         print(USAGE)
         return
@@ -263,6 +265,29 @@ def _write_verdict(verdict: Verdict, path: Path) -> None:
         write_json(path, asdict(verdict) | {"path": str(verdict.path)})
     except OSError as error:
         raise ConfigError(f"cannot write --output {path}: {error.strerror}") from None
+
+
+def _analyze(rest: list[str]) -> None:
+    from .analysis import EXPERIMENTS, analyze, experiment
+
+    names = ", ".join(EXPERIMENTS)
+    if rest in ([], ["-h"], ["--help"]):
+        print(f"usage: fasttrain analyze NAME RUN [RUN ...] [options]\n\nNAME: {names}")
+        sys.exit(0 if rest else 2)
+    name, *words = rest
+    chosen = experiment(name)
+    count = next((i for i, word in enumerate(words) if word.startswith("-")), len(words))
+    options = tyro.cli(
+        chosen.options,
+        prog=f"fasttrain analyze {name} RUN [RUN ...]",
+        args=["--output" if word == "-o" else word for word in words[count:]],
+    )
+    if not count:
+        raise ConfigError(
+            f"analyze {name} needs a run; allowed: run folders, such as runs/demo, before options"
+        )
+    for path in analyze(name, [Path(word) for word in words[:count]], options):
+        print(path)
 
 
 @dataclass(frozen=True, kw_only=True)

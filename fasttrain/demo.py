@@ -8,7 +8,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from .analysis.loafing import plot_subnets
+from .analysis.loafing import Series, draw_loafing, side_by_side
+from .analysis.output import finish, new_figure
 from .recipes import recipe
 from .telemetry import write_json
 from .trainer import Summary, train
@@ -53,7 +54,23 @@ def _write(summaries: dict[str, Summary], folder: Path) -> None:
         for method, summary in summaries.items()
     }
     write_json(folder / "comparison.json", rows)
-    plot_subnets(reports, main, folder / "subnets.png")
+    series = [
+        Series(
+            label=method,
+            main=main[method],
+            top1=report.top1,
+            mean=report.mean,
+            deviation=report.deviation,
+            x=side_by_side([sum(depths) for depths in report.depths], index, len(reports)),
+        )
+        for index, (method, report) in enumerate(reports.items())
+    ]
+    figure = new_figure()
+    axes = figure.add_subplot()
+    title = "Every subnet on its own, batch-norm statistics re-estimated for each"
+    draw_loafing(axes, series)
+    finish(axes, title=title, x="residual blocks that the subnet keeps")
+    figure.savefig(folder / "subnets.png")
 
 
 def _print(summaries: dict[str, Summary]) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import fmean, pstdev
+from typing import TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -145,6 +146,58 @@ def use_statistics(network: StagedNetwork, statistics: NodeStatistics) -> None:
         layer.running_var.copy_(variance)
 
 
+Measure: TypeAlias = Callable[[list[Tensor], Tensor], Tensor]
+"""From each subnet's logits [B, C], float32 or wider, and targets, int64 [B]: what adds up over batches."""
+
+
+def tally(
+    network: StagedNetwork,
+    subnets: Sequence[Subnet],
+    batches: Iterable[tuple[Tensor, Tensor]],
+    precision: Precision,
+    measure: Measure,
+    shape: Sequence[int],
+    statistics: NodeStatistics | None = None,
+) -> tuple[Tensor, int]:
+    """Add up what `measure` makes of the subnets' logits, over all batches and processes, in one walk each.
+
+    Args:
+        network: its mode and running statistics are left as they are.
+        subnets: `[network.full]` for the main network.
+        batches: images [B, 3, H, W] and targets, int64 [B]; B may be 0.
+        precision: of the forward pass.
+        measure: of one batch.
+        shape: of what it returns.
+        statistics: of these very subnets (`estimate_statistics`); None: the running statistics.
+
+    Returns:
+        The sum, float64, on the network's device, and the number of images.
+
+    Raises:
+        DataError: no images.
+    """
+    tree = PrefixTree(subnets)
+    device = next(network.parameters()).device
+    sums = torch.zeros(*shape, dtype=torch.float64, device=device)
+    count = torch.zeros((), dtype=torch.int64, device=device)
+    with _evaluating(network):
+        for images, targets in batches:
+            if len(images):
+                with precision.autocast():
+                    walk = TreeWalk(network, tree, images, before=statistics.load if statistics else None)
+                    logits = walk.finish()
+                sums += measure([_at_least_float32(each) for each in logits], targets)
+                count += len(images)
+    sum_over_processes([sums, count])
+    if not count:
+        raise DataError("no validation images to evaluate on")
+    return sums, int(count)
+
+
+def _at_least_float32(logits: Tensor) -> Tensor:
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
 def evaluate(
     network: StagedNetwork,
     subnets: Sequence[Subnet],
@@ -154,44 +207,35 @@ def evaluate(
     *,
     normalize: Normalization = "none",
 ) -> list[Accuracy]:
-    """Accuracy of each subnet, all in one walk over their prefix tree, over all processes.
+    """Accuracy of each subnet, all in one walk over their prefix tree, over all processes; see `tally`.
 
     Args:
         network: its mode and running statistics are left as they are.
         subnets: `[network.full]` for the main network.
         batches: images [B, 3, H, W] and targets, int64 [B]; B may be 0.
         precision: of the forward pass.
-        statistics: of these very subnets (`estimate_statistics`); None: the running statistics.
+        statistics: of these very subnets; None: the running statistics.
         normalize: of the logits, before the cross-entropy.
 
     Raises:
         DataError: no images.
     """
-    tree = PrefixTree(subnets)
-    device = next(network.parameters()).device
-    sums = torch.zeros(len(subnets), 4, dtype=torch.float64, device=device)
-    with _evaluating(network):
-        for images, targets in batches:
-            if len(images):
-                with precision.autocast():
-                    walk = TreeWalk(network, tree, images, before=statistics.load if statistics else None)
-                    logits = walk.finish()
-                sums += torch.stack([_counts(each.float(), targets, normalize) for each in logits])
-    sum_over_processes([sums])
-    if not sums[0, 3]:
-        raise DataError("no validation images to evaluate on")
+
+    def counts(logits: list[Tensor], targets: Tensor) -> Tensor:
+        return torch.stack([_counts(each, targets, normalize) for each in logits])
+
+    sums, images = tally(network, subnets, batches, precision, counts, (len(subnets), 3), statistics)
     return [
-        Accuracy(100 * top1 / count, 100 * top5 / count, loss / count, int(count))
-        for top1, top5, loss, count in sums.tolist()
+        Accuracy(100 * top1 / images, 100 * top5 / images, loss / images, images)
+        for top1, top5, loss in sums.tolist()
     ]
 
 
 def _counts(logits: Tensor, targets: Tensor, normalize: Normalization) -> Tensor:
-    """Top-1 hits, Top-5 hits, summed cross-entropy and image count of one batch [4], float64."""
+    """Top-1 hits, Top-5 hits and summed cross-entropy of one batch [3], float64."""
     hits = logits.topk(min(5, logits.shape[1]), dim=1).indices == targets[:, None]
     loss = F.cross_entropy(normalize_logits(logits, normalize, 1.0), targets, reduction="sum")
-    count = torch.full_like(loss, len(targets))
-    return torch.stack((hits[:, 0].sum(), hits.sum(), loss, count)).double()
+    return torch.stack((hits[:, 0].sum(), hits.sum(), loss)).double()
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,9 +19,9 @@ from .evaluation import estimate_statistics, evaluate, use_statistics
 from .formats import FORMATS, ONNX_OPSET, check_output
 from .hardware import choose_device, choose_precision, configure_backends
 from .models import StagedNetwork
+from .opening import for_evaluation
 from .pipelines.folder import ImageFolder
 from .pipelines.manifest import check_presence, open_images
-from .reevaluate import for_evaluation
 from .trained import Trained, metadata, open_trained
 
 

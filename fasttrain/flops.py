@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from .methods import Pass
 from .models import StagedNetwork, create_model
-from .subnets import BlockRef, Part
+from .subnets import BlockRef, Part, Subnet
 
 META = torch.device("meta")
 
@@ -94,6 +94,36 @@ def passes_flops(network: StagedNetwork, passes: Iterable[Pass]) -> float:
         blocks = sum(costs.block(node.ref) for node in tree.nodes)
         flops += images * (costs.stem + blocks + costs.head * len(set(tree.leaves)))
     return flops
+
+
+class ForwardCosts:
+    """Multiply-adds per image of a network's parts, forward alone: what papers call FLOPs."""
+
+    def __init__(self, network: StagedNetwork, side: int) -> None:
+        """Count.
+
+        Args:
+            network: a `meta_network`.
+            side: of the images, pixels.
+        """
+        self.blocks: dict[BlockRef, int] = {}
+        stem, x = _count_forward(network.stem, torch.empty(1, 3, side, side, device=META))
+        for ref in network.full:
+            self.blocks[ref], x = _count_forward(functools.partial(network.run_block, ref), x)
+        head, _ = _count_forward(network.head, x)
+        self.ends = stem + head
+
+    def of(self, subnet: Subnet) -> int:
+        """Of a subnet of whole blocks."""
+        return self.ends + sum(self.blocks[ref] for ref in subnet)
+
+
+def _count_forward(run: Callable[[Tensor], Tensor], x: Tensor) -> tuple[int, Tensor]:
+    """Multiply-adds of one call without gradients, and its output."""
+    outputs = []
+    with torch.no_grad():
+        flops = count(lambda: outputs.append(run(x)))
+    return flops // 2, outputs[0]
 
 
 _Counted = tuple[int, tuple[int, ...]]

@@ -26,6 +26,7 @@ class Stream(IntEnum):
     PACKING = 10
     MAIN_SIZES = 11
     CROPS = 12
+    ANALYSIS = 13
 
 
 def generator(seed: int, stream: Stream, epoch: int = 0, step: int = 0) -> np.random.Generator:

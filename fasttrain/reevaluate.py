@@ -1,22 +1,14 @@
-"""Evaluate the checkpoint of an earlier run: main network and subnets."""
+"""Evaluate a trained network: main network and subnets."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
-from torch import Tensor
-
-from . import build, distributed, loading
-from .config import Config
-from .distributed import Process
-from .errors import ConfigError
+from . import build
 from .evaluation import Accuracy, SubnetReport, evaluate, evaluate_subnets
-from .hardware import choose_precision, configure_backends
-from .pipelines.folder import ImageFolder
-from .pipelines.manifest import check_presence, open_images
-from .trained import Trained, open_trained
+from .opening import opened
+from .trained import open_trained
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,61 +49,14 @@ def evaluate_checkpoint(
         RunError: see `fasttrain.errors`.
     """
     trained = open_trained(path, which, recipe)
-    config = for_evaluation(trained.config, train, val, batch, device)
-    process = distributed.start(config.run)
-    try:
-        configure_backends(config.run, process.device)
-        precision = choose_precision(config.run.precision, process.device)
-        calibrates = subnets != 0 and statistics != "main"
-        train_images, val_images = _find_images(config, process, trained, calibrates)
-        network = trained.build(config, process.device)
-        chosen = build.subnets_to_evaluate(config, network, subnets)
-        loader = loading.build_eval_loader(config, val_images, process, precision.image_dtype)
-
-        def validation() -> Iterator[tuple[Tensor, Tensor]]:
-            return ((each.images, each.targets) for each in loader)
-
-        def calibration() -> Iterator[Tensor]:
-            assert train_images is not None
-            epoch = trained.epoch or 0
-            return loading.calibration_batches(config, train_images, process, precision.image_dtype, epoch)
-
-        normalize = config.evaluation.normalize
-        main = evaluate(network, [network.full], validation(), precision, normalize=normalize)[0]
+    calibrates = subnets != 0 and statistics != "main"
+    with opened(trained, calibrates, train=train, val=val, batch=batch, device=device) as run:
+        network, normalize = run.network, run.config.evaluation.normalize
+        chosen = build.subnets_to_evaluate(run.config, network, subnets)
+        main = evaluate(network, [network.full], run.validation(), run.precision, normalize=normalize)[0]
         reports = (
-            evaluate_subnets(network, chosen, validation, calibration, precision, statistics)
+            evaluate_subnets(network, chosen, run.validation, run.calibration, run.precision, statistics)
             if chosen
             else []
         )
-        loader.close()
         return Verdict(trained.path, main, reports)
-    finally:
-        distributed.stop()
-
-
-def _find_images(
-    config: Config, process: Process, trained: Trained, calibrates: bool
-) -> tuple[ImageFolder | None, ImageFolder]:
-    """Training images, if statistics are re-estimated from them, and validation images, of its classes."""
-    if not config.data.val:
-        raise ConfigError("data.val is empty; allowed: a folder of validation images (--val DIR)")
-    if calibrates or loading.digits_missing(config):
-        folders = loading.find_images(config, process)
-        trained.check_classes(folders.train)
-        assert folders.val is not None
-        return folders.train, folders.val
-    images = open_images(config.data.val)
-    trained.check_classes(images)
-    if process.is_main:
-        check_presence(images)
-    return None, images
-
-
-def for_evaluation(config: Config, train: str, val: str, batch: int, device: str) -> Config:
-    """A run's configuration with other images, evaluation batch and device; what is empty or 0 stays."""
-    data = replace(config.data, train=train or config.data.train, val=val or config.data.val)
-    evaluation = replace(config.evaluation, batch=batch or config.evaluation.batch)
-    run = replace(config.run, device=device, sync_batch_norm=False)  # type: ignore[arg-type]
-    # evaluation has no use for fused convolutions, and another device may not run them
-    model = replace(config.model, weights="", new_head=False, conv1x1="torch")
-    return replace(config, data=data, evaluation=evaluation, run=run, model=model)

@@ -6,7 +6,7 @@ import hashlib
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -104,6 +104,22 @@ class ImageFolder:
         if self.members is not None and found < self.span(index)[1]:
             return "cannot be read: its tar ends before it does"
         return "" if found else "is empty"
+
+
+def thinned(images: ImageFolder, count: int) -> ImageFolder:
+    """`count` of the images, evenly spread over all and so over the classes; all, if there are no more."""
+    if count >= len(images.files):
+        return images
+    kept = np.arange(count) * len(images.files) // count
+    members = images.members
+    return replace(
+        images,
+        files=tuple(images.files[i] for i in kept),
+        labels=tuple(images.labels[i] for i in kept),
+        members=members and Members(members.shards, members.shard[kept], members.offset[kept]),
+        sizes=None if images.sizes is None else images.sizes[kept],
+        contents="",  # is of all
+    )
 
 
 def is_remote(root: str) -> bool:

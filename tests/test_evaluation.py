@@ -12,9 +12,17 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fasttrain.errors import DataError
-from fasttrain.evaluation import Accuracy, estimate_statistics, evaluate, evaluate_subnets, use_statistics
+from fasttrain.evaluation import (
+    Accuracy,
+    NodeStatistics,
+    estimate_statistics,
+    evaluate,
+    evaluate_subnets,
+    tally,
+    use_statistics,
+)
 from fasttrain.hardware import Precision
-from fasttrain.models import StagedNetwork
+from fasttrain.models import StagedNetwork, create_model
 from fasttrain.subnets import Subnet, ordered_space, sample_distinct, sampling_space
 from tests.networks import TINY, tiny_images
 
@@ -96,6 +104,48 @@ def test_statistics_of_all_subnets_in_one_walk_equal_each_ones_own(network: Stag
     statistics = estimate_statistics(network, subnets, calibration, FP32)
     for subnet, result in zip(subnets, evaluate(network, subnets, batches, FP32, statistics), strict=True):
         assert close(result, alone(with_own_statistics(network, subnet, calibration), subnet, batches))
+
+
+def walk_logits(
+    network: StagedNetwork,
+    subnets: list[Subnet],
+    images: torch.Tensor,
+    statistics: NodeStatistics | None = None,
+) -> list[torch.Tensor]:
+    """Logits [B, C] of each subnet in evaluation mode, from one walk."""
+    seen: list[torch.Tensor] = []
+
+    def keep(logits: list[torch.Tensor], targets: torch.Tensor) -> torch.Tensor:
+        seen.extend(logits)
+        return torch.zeros(1)
+
+    batches = [(images, torch.zeros(len(images), dtype=torch.int64))]
+    assert tally(network, subnets, batches, FP32, keep, (1,), statistics)[1] == len(images)
+    return seen
+
+
+@torch.no_grad()
+def check_logits(network: StagedNetwork, images: torch.Tensor, calibration: torch.Tensor) -> None:
+    """Those of one walk are each subnet's alone, with the main network's statistics and with its own."""
+    subnets = list(ordered_space("default", network.depths))
+    own = estimate_statistics(network, subnets, [calibration], FP32)
+    with_main = walk_logits(network, subnets, images)
+    with_own = walk_logits(network, subnets, images, own)
+    for subnet, main, mine in zip(subnets, with_main, with_own, strict=True):
+        torch.testing.assert_close(main, network.eval()(images, subnet), rtol=1e-9, atol=1e-9)
+        single = with_own_statistics(network, subnet, [calibration]).eval()
+        torch.testing.assert_close(mine, single(images, subnet), rtol=1e-9, atol=1e-9)
+
+
+def test_logits_of_the_walk_are_each_subnets_own(network: StagedNetwork) -> None:
+    check_logits(network, tiny_images(4, 32), tiny_images(8, 32, 7))
+
+
+@pytest.mark.heavy
+def test_logits_of_all_216_subnets_of_resnet50() -> None:
+    network = create_model("resnet50", 1000).double().train()
+    network(tiny_images(8, 64))  # so that the running statistics fit
+    check_logits(network, tiny_images(4, 64, 1), tiny_images(8, 64, 2))
 
 
 def test_reestimating_the_main_network_writes_its_running_statistics(network: StagedNetwork) -> None:

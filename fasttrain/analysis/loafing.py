@@ -2,48 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
-
-from ..errors import ConfigError
-from ..evaluation import SubnetReport
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 
-def plot_subnets(reports: Mapping[str, SubnetReport], main: Mapping[str, float], path: Path) -> None:
-    """Draw Top-1 of each subnet over the blocks it keeps, one colour per training method, as a PNG.
+@dataclass(frozen=True, slots=True)
+class Series:
+    """The subnets of one network.
 
-    Args:
-        reports: method's name to its subnets.
-        main: method's name to its main network's Top-1, percent.
-        path: of the picture.
-
-    Raises:
-        ConfigError: matplotlib is not installed.
+    Attributes:
+        label: what to call it.
+        main: the main network's Top-1, percent.
+        top1: each subnet's.
+        mean: of the subnets.
+        deviation: of the subnets.
+        x: where each stands on the x axis.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ConfigError("the plot needs matplotlib: pip install 'fasttrain[report]'") from None
-    figure = Figure(figsize=(7.5, 4.8), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    for index, (name, report) in enumerate(reports.items()):
+
+    label: str
+    main: float
+    top1: Sequence[float]
+    mean: float
+    deviation: float
+    x: Sequence[float]
+
+
+def draw_loafing(axes: Any, series: Sequence[Series]) -> None:
+    """Top-1 of each subnet, one colour per network, and a line for the main network's."""
+    for index, each in enumerate(series):
         colour = f"C{index}"
-        offset = 0.12 * (index - (len(reports) - 1) / 2)
-        blocks = [sum(depths) + offset for depths in report.depths]
-        label = f"{name}: {report.mean:.1f} ± {report.deviation:.1f} %, worst {report.worst:.1f} %"
-        axes.scatter(blocks, report.top1, s=26, color=colour, alpha=0.75, label=label)
+        label = f"{each.label}: {each.mean:.1f} ± {each.deviation:.1f} %, worst {min(each.top1):.1f} %"
+        axes.scatter(each.x, each.top1, s=26, color=colour, alpha=0.75, label=label)
         axes.axhline(
-            main[name],
+            each.main,
             color=colour,
             linewidth=1,
             linestyle="--",
-            label=f"{name}: main network {main[name]:.1f} %",
+            label=f"{each.label}: main network {each.main:.1f} %",
         )
-    axes.set_xlabel("residual blocks that the subnet keeps")
-    axes.set_ylabel("Top-1 on the test images, %")
-    axes.set_title("Every subnet on its own, batch-norm statistics re-estimated for each")
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
-    figure.savefig(path)
+
+
+def side_by_side(blocks: Sequence[int], index: int, count: int) -> list[float]:
+    """Numbers of blocks, shifted so that `count` networks' points do not hide each other."""
+    return [number + 0.12 * (index - (count - 1) / 2) for number in blocks]

@@ -55,10 +55,14 @@ def test_kernels_and_walk(results: Path) -> None:
     )
     assert tables.kernels_table(results)[2:] == [["`loss`", "2x3", "1000.0", "4.00", "-", "2000", "50 %"]]
     (results / "walk.csv").write_text(
-        "model,space,crop,batch,metric,value\n"
-        "resnet50,default,224,8,ratio,6.5\nresnet50,default,224,8,block_ratio,7.25\n"
+        "model,space,crop,batch,statistics,metric,value\n"
+        "resnet50,default,224,8,main,ratio,6.5\nresnet50,default,224,8,main,block_ratio,7.25\n"
+        "resnet50,default,224,8,reestimated,ratio,6\nresnet50,default,224,8,reestimated,block_ratio,7.25\n"
     )
-    assert tables.walk_table(results)[2:] == [["resnet50, default", "6.50", "7.25", "224", "8"]]
+    assert tables.walk_table(results)[2:] == [
+        ["resnet50, default", "main", "6.50", "7.25", "224", "8"],
+        ["resnet50, default", "reestimated", "6.00", "7.25", "224", "8"],
+    ]
 
 
 def test_saving_and_waiting(results: Path) -> None:

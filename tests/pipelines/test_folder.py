@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from fasttrain.errors import DataError
-from fasttrain.pipelines.folder import ignored, scan
+from fasttrain.pipelines.folder import ImageFolder, ignored, scan, thinned
 
 pytestmark = pytest.mark.pipelines
 
@@ -92,3 +92,14 @@ def test_a_pipe_is_not_waited_on(tmp_path: Path) -> None:
 def test_an_address_wants_a_manifest(root: str) -> None:
     with pytest.raises(DataError, match="is an address; allowed: s3:// by a manifest"):
         scan(root)
+
+
+def test_thinned_images_are_spread_over_all(images: ImageFolder) -> None:
+    few = thinned(images, 9)
+    places = [images.files.index(file) for file in few.files]
+    assert places == [i * 47 // 9 for i in range(9)]
+    assert few.labels == tuple(images.labels[i] for i in places)
+    assert set(few.labels) == {0, 1, 2}
+    assert [few.read(i) for i in range(9)] == [images.read(i) for i in places]
+    assert [few.path(i) for i in range(9)] == [images.path(i) for i in places]
+    assert thinned(images, 47) is images

@@ -1,0 +1,131 @@
+"""Deleting several blocks of the trained network (ST Figure 6b, after Veit et al. 2016)."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, pstdev
+from typing import Any
+
+import numpy as np
+
+from ..randomness import Stream, generator
+from ..subnets import BlockRef
+from .deletion import deletable, name_of, without
+from .options import AlterationOptions, check_least
+from .output import Rows, finish, whole_numbers, whose
+from .runs import find, open_each
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeleteSeveralOptions(AlterationOptions):
+    """Top-1 without 1, 2, ... blocks; of deleted blocks the shortcuts alone run."""
+
+    samples: int = 32
+    """Combinations of each number of blocks: all where there are no more, else so many drawn; 0: all."""
+    most: int = 0
+    """Delete up to so many blocks; 0: up to all that have a shortcut."""
+    seed: int = 0
+    """Of the drawn combinations."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("samples", "most", "seed"):
+            check_least(name, getattr(self, name), 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """A run: its label, Top-1 of the intact network and of each combination, percent."""
+
+    label: str
+    intact: float
+    top1: list[list[float]]
+
+    def means(self) -> list[float]:
+        """Over the combinations of each number of blocks, the intact network first."""
+        return [self.intact, *map(fmean, self.top1)]
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteSeveral:
+    """Top-1 without combinations of blocks.
+
+    Attributes:
+        statistics: whose batch-norm statistics.
+        combinations: the deleted blocks of each combination, by their number, 1 first.
+        networks: the runs.
+    """
+
+    statistics: str
+    combinations: list[list[list[str]]]
+    networks: list[Network]
+
+    def rows(self) -> Rows:
+        """Mean Top-1 over the number of deleted blocks, ten numbers at most."""
+        numbers = range(len(self.combinations) + 1)
+        shown = sorted({round(i) for i in np.linspace(0, numbers[-1], min(10, len(numbers)))})
+        cells = [[n.label, *(n.means()[number] for number in shown)] for n in self.networks]
+        return Rows(["mean Top-1, %; deleted:", *map(str, shown)], cells)
+
+    def draw(self, figure: Any) -> None:
+        """Mean, deviation and range over the number of deleted blocks."""
+        axes = figure.add_subplot()
+        numbers = range(len(self.combinations) + 1)
+        for index, network in enumerate(self.networks):
+            colour, groups = f"C{index}", [[network.intact], *network.top1]
+            axes.fill_between(
+                numbers, list(map(min, groups)), list(map(max, groups)), color=colour, alpha=0.12, linewidth=0
+            )
+            axes.errorbar(
+                numbers,
+                network.means(),
+                list(map(pstdev, groups)),
+                fmt="o-",
+                capsize=3,
+                color=colour,
+                label=f"{network.label}: mean ± deviation, least to greatest",
+            )
+        whole_numbers(axes)
+        finish(
+            axes,
+            title=f"Several blocks deleted, batch-norm statistics {whose(self.statistics)}",
+            x="deleted blocks",
+        )
+
+
+def combinations(
+    blocks: Sequence[BlockRef], number: int, samples: int, seed: int
+) -> list[tuple[BlockRef, ...]]:
+    """All combinations of so many blocks, or `samples` different ones, drawn from the seed; 0: all."""
+    if not samples or math.comb(len(blocks), number) <= samples:
+        return list(itertools.combinations(blocks, number))
+    rng = generator(seed, Stream.ANALYSIS, step=number)
+    drawn: dict[tuple[int, ...], None] = {}
+    while len(drawn) < samples:
+        drawn.setdefault(tuple(sorted(rng.choice(len(blocks), number, replace=False).tolist())))
+    return [tuple(blocks[i] for i in indices) for indices in sorted(drawn)]
+
+
+def measure(runs: Sequence[Path], options: DeleteSeveralOptions) -> DeleteSeveral:
+    """Evaluate each run's network without combinations of its blocks, the same for all, in one walk.
+
+    Raises:
+        RunError: runs that cannot be opened, or are of different networks.
+    """
+    networks = []
+    for source, run in open_each(find(runs, options), options):
+        blocks = deletable(run.network)
+        most = min(options.most or len(blocks), len(blocks))
+        groups = [combinations(blocks, k, options.samples, options.seed) for k in range(1, most + 1)]
+        subnets = [without(run.network, deleted) for group in groups for deleted in group]
+        (intact,) = run.top1([run.network.full], "main")
+        found = iter(run.top1(subnets, options.statistics))
+        networks.append(
+            Network(source.label, intact, [list(itertools.islice(found, len(g))) for g in groups])
+        )
+    names = [[[name_of(ref) for ref in deleted] for deleted in group] for group in groups]
+    return DeleteSeveral(options.statistics, names, networks)

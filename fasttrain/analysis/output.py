@@ -1,0 +1,105 @@
+"""What an analysis leaves: a JSON file, a picture, a short table. Pictures need the extra `report`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from rich.console import Console
+from rich.table import Table
+
+from ..errors import ConfigError
+from ..telemetry import write_json
+
+Cell = str | float | int
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """A table: the first column is text, the others numbers."""
+
+    columns: Sequence[str]
+    cells: Sequence[Sequence[Cell]]
+
+
+class Result(Protocol):
+    """What an analysis finds: a dataclass, whose fields are the JSON file's."""
+
+    def rows(self) -> Rows:
+        """A short table."""
+
+    def draw(self, figure: Any) -> None:
+        """Draw on an empty matplotlib figure."""
+
+
+def new_figure(width: float = 7.5, height: float = 4.8) -> Any:
+    """An empty figure, inches; nothing of matplotlib's global state is touched.
+
+    Raises:
+        ConfigError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise ConfigError("plots need matplotlib: pip install 'fasttrain[report]'") from None
+    figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def write(folder: Path, name: str, values: Mapping[str, Any], result: Result) -> list[Path]:
+    """Write NAME.json and NAME.png.
+
+    Raises:
+        ConfigError: the folder cannot be made or written.
+    """
+    figure = new_figure()
+    result.draw(figure)
+    paths = [folder / f"{name}.json", folder / f"{name}.png"]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(paths[0], values)
+        figure.savefig(paths[1])
+    except OSError as error:
+        raise ConfigError(f"cannot write to --output {folder}: {error.strerror}") from None
+    return paths
+
+
+def show(title: str, rows: Rows) -> None:
+    """Print a table."""
+    table = Table(title=title)
+    for index, column in enumerate(rows.columns):
+        table.add_column(column, justify="right" if index else "left")
+    for cells in rows.cells:
+        table.add_row(*map(_text, cells))
+    Console(width=None if Console().is_terminal else 110, highlight=False).print(table)
+
+
+def _text(cell: Cell) -> str:
+    return f"{cell:.2f}" if isinstance(cell, float) else str(cell)
+
+
+TOP1 = "Top-1 on the validation images, %"
+"""Of y axes."""
+
+
+def finish(axes: Any, *, title: str, x: str, y: str = TOP1) -> None:
+    """Title, labels, a light grid, and the legend."""
+    axes.set_title(title, fontsize=11)
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+
+
+def whole_numbers(axes: Any) -> None:
+    """Label the x axis at whole numbers alone."""
+    axes.xaxis.get_major_locator().set_params(integer=True)
+
+
+def whose(statistics: str) -> str:
+    """Whose batch-norm statistics networks ran with, in a title."""
+    return {"main": "the main network's", "reestimated": "re-estimated for each"}[statistics]

@@ -1,0 +1,139 @@
+"""A trained network made ready to look at: on its device, in its precision, with its images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from . import distributed, loading
+from .config import Config
+from .distributed import Process
+from .errors import ConfigError
+from .evaluation import NodeStatistics, estimate_statistics, evaluate
+from .hardware import Precision, choose_precision, configure_backends
+from .models import StagedNetwork
+from .pipelines.folder import ImageFolder, thinned
+from .pipelines.loader import EvalLoader
+from .pipelines.manifest import check_presence, open_images
+from .subnets import Subnet
+from .trained import Trained
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A network with the weights that evaluation judges, and its images.
+
+    Attributes:
+        trained: what is known of it.
+        config: of its run, with what was overridden.
+        network: on its device.
+        precision: of forward passes.
+        process: this one.
+        train: training images, if statistics are to be re-estimated from them.
+        loader: of the validation images.
+    """
+
+    trained: Trained
+    config: Config
+    network: StagedNetwork
+    precision: Precision
+    process: Process
+    train: ImageFolder | None
+    loader: EvalLoader
+
+    def validation(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Validation images [B, 3, H, W] and targets, int64 [B]; each call starts anew."""
+        return ((each.images, each.targets) for each in self.loader)
+
+    def calibration(self) -> Iterator[Tensor]:
+        """Augmented training images [B, 3, H, W], always the same, for batch-norm statistics."""
+        assert self.train is not None
+        dtype, epoch = self.precision.image_dtype, self.trained.epoch or 0
+        return loading.calibration_batches(self.config, self.train, self.process, dtype, epoch)
+
+    def statistics(self, subnets: Sequence[Subnet], kind: str) -> NodeStatistics | None:
+        """Batch-norm statistics of subnets: `reestimated` for each, or the `main` network's (None)."""
+        if kind == "main":
+            return None
+        return estimate_statistics(self.network, subnets, self.calibration(), self.precision)
+
+    def top1(self, subnets: Sequence[Subnet], kind: str) -> list[float]:
+        """Top-1 of each subnet in percent, in one walk, with statistics of a `kind` (see `statistics`)."""
+        different = sorted(set(subnets))  # neighbours share most: few activations wait at a time
+        own = self.statistics(different, kind)
+        accuracies = evaluate(self.network, different, self.validation(), self.precision, own)
+        found = {subnet: each.top1 for subnet, each in zip(different, accuracies, strict=True)}
+        return [found[subnet] for subnet in subnets]
+
+
+@contextmanager
+def opened(
+    trained: Trained,
+    calibrates: bool,
+    *,
+    train: str = "",
+    val: str = "",
+    batch: int = 0,
+    images: int = 0,
+    device: str = "auto",
+) -> Iterator[Opened]:
+    """Make a trained network ready; in all processes of a run, where there are several.
+
+    Args:
+        trained: as `open_trained` gives it.
+        calibrates: whether batch-norm statistics are re-estimated, so that training images are needed.
+        train: training images; empty: as in the run.
+        val: validation images; empty: as in the run.
+        batch: images per process and batch; 0: as in the run.
+        images: how many of the validation images, evenly spread over them; 0: all.
+        device: `auto`, `cpu` or `cuda`.
+
+    Raises:
+        RunError: see `fasttrain.errors`.
+    """
+    config = for_evaluation(trained.config, train, val, batch, device)
+    process = distributed.start(config.run)
+    try:
+        configure_backends(config.run, process.device)
+        precision = choose_precision(config.run.precision, process.device)
+        train_images, val_images = _find_images(config, process, trained, calibrates)
+        network = trained.build(config, process.device)
+        chosen = thinned(val_images, images) if images else val_images
+        loader = loading.build_eval_loader(config, chosen, process, precision.image_dtype)
+        try:
+            yield Opened(trained, config, network, precision, process, train_images, loader)
+        finally:
+            loader.close()
+    finally:
+        distributed.stop()
+
+
+def _find_images(
+    config: Config, process: Process, trained: Trained, calibrates: bool
+) -> tuple[ImageFolder | None, ImageFolder]:
+    """Training images, if statistics are re-estimated from them, and validation images, of its classes."""
+    if not config.data.val:
+        raise ConfigError("data.val is empty; allowed: a folder of validation images (--val DIR)")
+    if calibrates or loading.digits_missing(config):
+        folders = loading.find_images(config, process)
+        trained.check_classes(folders.train)
+        assert folders.val is not None
+        return folders.train, folders.val
+    images = open_images(config.data.val)
+    trained.check_classes(images)
+    if process.is_main:
+        check_presence(images)
+    return None, images
+
+
+def for_evaluation(config: Config, train: str, val: str, batch: int, device: str) -> Config:
+    """A run's configuration with other images, evaluation batch and device; what is empty or 0 stays."""
+    data = replace(config.data, train=train or config.data.train, val=val or config.data.val)
+    evaluation = replace(config.evaluation, batch=batch or config.evaluation.batch)
+    run = replace(config.run, device=device, sync_batch_norm=False)  # type: ignore[arg-type]
+    # evaluation has no use for fused convolutions, and another device may not run them
+    model = replace(config.model, weights="", new_head=False, conv1x1="torch")
+    return replace(config, data=data, evaluation=evaluation, run=run, model=model)
