@@ -101,7 +101,7 @@ def write_onnx(
         raise ConfigError(
             "--format is onnx; allowed with the extra onnx: uv pip install -e '.[onnx]'"
         ) from None
-    plain = copy.deepcopy(network).to("cpu", torch.float32, memory_format=torch.contiguous_format).eval()
+    plain = copy.deepcopy(network).to("cpu", torch.float32).to(memory_format=torch.contiguous_format).eval()
     images = torch.zeros(batch or 2, 3, side, side)  # of one image, a batch axis would be taken for fixed
     shapes = ({} if batch else {0: torch.export.Dim("batch")},)
     with warnings.catch_warnings(), torch.no_grad():

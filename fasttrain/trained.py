@@ -134,9 +134,11 @@ def _from_weights(path: Path, state: Any, recipe_name: str) -> Trained:
     if bool(told) == bool(recipe_name):
         allowed = "none, since it names its own" if told else "the recipe or config.json that it fits"
         raise ConfigError(f"--recipe is {recipe_name!r} for the weights in {path}; allowed: {allowed}")
-    config = recipe(recipe_name) if recipe_name else Config()
+    named = recipe(recipe_name) if recipe_name else None
     with checkpoint.restoring(path):
-        facts = _facts(told) if told else {"config": config, "depths": _skeleton(config).depths}
+        facts: dict[str, Any] = (
+            _facts(told) if named is None else {"config": named, "depths": _skeleton(named).depths}
+        )
         skeleton = _skeleton(facts["config"])
         skeleton.keep(facts["depths"])
         weights = to_ours(skeleton, given)

@@ -53,7 +53,7 @@ def write_run(config: Config) -> Path:
     with torch.no_grad():
         for _ in range(20):
             network(seen)
-        network.fc.weight.normal_()  # type: ignore[union-attr, operator]
+        network.fc.weight.normal_()  # type: ignore[operator, union-attr]
         network.fc.bias -= network.eval()(seen).mean(0)  # type: ignore[union-attr, operator]
     state: dict[str, Any] = {name: kind() for name, kind in checkpoint.CONTENTS.items()} | {
         "config": to_dict(config),
