@@ -54,7 +54,7 @@ def write_run(config: Config) -> Path:
         for _ in range(20):
             network(seen)
         network.fc.weight.normal_()  # type: ignore[operator, union-attr]
-        network.fc.bias -= network.eval()(seen).mean(0)  # type: ignore[union-attr, operator]
+        network.fc.bias -= network.eval()(seen).mean(0)  # type: ignore[union-attr]
     state: dict[str, Any] = {name: kind() for name, kind in checkpoint.CONTENTS.items()} | {
         "config": to_dict(config),
         "classes": NAMES,
