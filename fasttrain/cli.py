@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 import tyro
 from rich.console import Console
 
-from . import signals
 from .config import Config, to_dict
 from .errors import INTERRUPTED, ConfigError, RunError
-from .orphans import end_with_launcher
+from .guards import signals
+from .launch.orphans import end_with_launcher
+from .launch.status import tell_exit
 from .recipes import RECIPES, describe, recipe
-from .status import tell_exit
 
 if TYPE_CHECKING:
     from .reevaluate import Verdict
@@ -162,7 +162,7 @@ def _check(rest: list[str]) -> None:
         else:
             others.append(word)
     config = _configure("check", others)
-    from .preflight import check_run
+    from .launch.preflight import check_run
 
     for line in check_run(config, counts["--processes"], counts["--nodes"]):
         print(line)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from . import __version__, build, checkpoint
-from .archive import Archive
+from .checkpoint.archive import Archive
 from .compat.weights import to_ours
 from .config import Config, Run, from_dict, to_dict
 from .errors import CheckpointError, ConfigError

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from fasttrain import checkpoint
-from fasttrain.archive import Archive
+from fasttrain.checkpoint.archive import Archive
 from fasttrain.cli import main
 from fasttrain.compat.weights import to_form
 from fasttrain.config import IMAGENET_MEAN, IMAGENET_STD, Config, to_dict
@@ -148,7 +148,10 @@ def test_the_statistics_are_the_subnets_own_in_timms_network(
     capsys: pytest.CaptureFixture[str], images: Path, tmp_path: Path
 ) -> None:
     """A bare subnet of ResNet-18 by timm's names, in timm: the logits of the subnet with its statistics."""
-    config = configure(images, tmp_path, model={"name": "resnet18"}, run={"precision": "fp32"})
+    batch = 64  # more than there are images: they are one batch
+    config = configure(
+        images, tmp_path, model={"name": "resnet18"}, run={"precision": "fp32", "batch": batch}
+    )
     run = write_run(config)
     for form, name in (("timm", "x.pth"), ("safetensors", "x.safetensors")):
         path = tmp_path / name
@@ -183,9 +186,10 @@ def test_published_checkpoints_are_evaluated_and_exported_by_a_recipe(
 ) -> None:
     path, config = published
     words = (path, "--recipe", config, "--device", "cpu")
-    status, out, err = command(capsys, "evaluate", *words, "--val", images / "val", "--subnets", "0")
+    data = ("--val", images / "val", "--train", images / "train")
+    status, out, err = command(capsys, "evaluate", *words, *data, "--subnets", "1")
     assert (status, err) == (0, "")
-    assert "15 images" in out
+    assert "15 images\n1 subnets with their own batch-norm statistics" in out
     status, _, err = command(capsys, "export", *words, "--format", "timm", "-o", tmp_path / "x.pth")
     assert (status, err) == (0, "")
     theirs = timm.create_model("resnet50", num_classes=CLASSES)

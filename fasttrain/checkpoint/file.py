@@ -22,9 +22,9 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor, nn
 
-from .compat.weights import to_ours
-from .errors import CheckpointError, ConfigError, RunError
-from .models import StagedNetwork
+from ..compat.weights import to_ours
+from ..errors import CheckpointError, ConfigError, RunError
+from ..models import StagedNetwork
 
 FORMAT = 2
 CONTENTS = {

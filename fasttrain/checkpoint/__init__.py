@@ -1,0 +1,41 @@
+"""A run's state: what it is, the files that hold it, when they are written, how a run goes on."""
+
+from .file import (
+    CONTENTS,
+    FORMAT,
+    Written,
+    decode,
+    is_training,
+    judged_weights,
+    load,
+    load_state,
+    load_weights,
+    manifest_of,
+    parse,
+    read,
+    restoring,
+    save,
+    save_manifest,
+    state_dict_of,
+    write_whole,
+)
+
+__all__ = [
+    "CONTENTS",
+    "FORMAT",
+    "Written",
+    "decode",
+    "is_training",
+    "judged_weights",
+    "load",
+    "load_state",
+    "load_weights",
+    "manifest_of",
+    "parse",
+    "read",
+    "restoring",
+    "save",
+    "save_manifest",
+    "state_dict_of",
+    "write_whole",
+]
