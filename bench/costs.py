@@ -12,7 +12,7 @@ import torch
 from fasttrain import config
 from fasttrain.config import IMAGENET_MEAN, IMAGENET_STD
 from fasttrain.flops import META, meta_network, passes_flops, side_costs
-from fasttrain.methods import Common, Plan, Stimulative
+from fasttrain.methods import AugSub, Common, Plan, Stimulative
 from fasttrain.models import StagedNetwork
 from fasttrain.randomness import draw_sizes
 from fasttrain.subnets import Draw, Subnet
@@ -83,6 +83,8 @@ def step_cost(
     images = torch.empty(IMAGES, 3, crop, crop, device=META)
     if options.name == "common":
         return plan_cost(network, Common(network.full).plan(images, (), epoch=0, step=0))
+    if options.name == "augsub":
+        return plan_cost(network, AugSub(options, network, seed=seed).plan(images, (), epoch=0, step=0))
     method = _stimulative(network, options, seed)
     costs = []
     for step in range(draws):

@@ -49,12 +49,23 @@ def build_network(config: Config, classes: int, device: torch.device, world: int
             raise ConfigError(
                 f"{name} is {side}; allowed: at least {network.reduction} pixels for {config.model.name}"
             )
+    _check_mask(config, network)
     _check_batch_norm(config, network.reduction, world or distributed.processes())
     _take_weights(config, network)
     memory_format = torch.channels_last if config.run.channels_last else torch.contiguous_format
     network = network.to(device=device, memory_format=memory_format)  # type: ignore[call-overload]
     _fuse(config, network, device)
     return convert_sync_batchnorm(network) if config.run.sync_batch_norm else network
+
+
+def _check_mask(config: Config, network: StagedNetwork) -> None:
+    """A masked square is smaller than the image."""
+    method, crop = config.method, config.data.crop
+    side = network.mask_square or method.mask_square
+    if method.name == "augsub" and method.drop == "masking" and side >= crop:
+        raise ConfigError(
+            f"method.mask_square is {side}; allowed: below data.crop = {crop} (published: a seventh)"
+        )
 
 
 def _take_weights(config: Config, network: StagedNetwork) -> None:
@@ -80,6 +91,12 @@ def _fuse(config: Config, network: StagedNetwork, device: torch.device) -> None:
     batch_norm = choose_batch_norm(config.model.batch_norm, device, precision, config.run.channels_last)
     if config.run.sync_batch_norm:
         batch_norm = _check_sync(config, device)
+    method = config.method
+    if batch_norm == "apex" and method.name == "augsub" and method.drop == "path":
+        raise ConfigError(
+            "model.batch_norm is 'apex' with method.drop 'path'; allowed: auto, triton, reference, torch "
+            "(apex adds the residual before there is a branch to be dropped)"
+        )
     conv1x1 = choose_conv1x1(config.model.conv1x1, batch_norm)
     fused = batch_norm != "torch" and fuse_batch_norms(network, batch_norm)
     if config.model.batch_norm not in ("auto", "torch") and not fused:
@@ -115,7 +132,8 @@ def _check_batch_norm(config: Config, reduction: int, world: int) -> None:
         raise ConfigError(
             f"run.accumulate is {config.run.accumulate}; allowed: up to the {own} images per process"
         )
-    seen = local if config.method.name == "common" else images_seen(config.method.subnet_share, local)
+    some = config.method.name == "stimulative"
+    seen = images_seen(config.method.subnet_share, local) if some else local
     if seen == 1 and smallest <= reduction:
         share = f" with method.subnet_share {config.method.subnet_share:g}" if seen < local else ""
         raise ConfigError(
@@ -143,7 +161,7 @@ def loss_kernels(config: Config, device: torch.device) -> Kernels:
 
 def _without_kernels(method: Method) -> str:
     """The option that the loss's kernels lack; empty: they have all that the method asks for."""
-    if method.name == "common":
+    if method.name != "stimulative":
         return ""
     if method.supervision not in IN_TRITON:
         return f"method.supervision {method.supervision!r}"
@@ -162,13 +180,13 @@ def build_step(
     """The training step.
 
     Raises:
-        ConfigError: a sampling space that does not fit the network, or an implementation of the loss or the
-            optimizer that does not run here.
+        ConfigError: a sampling space or a kind of drop that does not fit the network, or an implementation of
+            the loss or the optimizer that does not run here.
     """
     if config.method.supervision == "dkd" and network.num_classes < 2:
         raise ConfigError("method.supervision is 'dkd' with 1 class; allowed: 2 or more, or kl")
     joint = config.method.backward == "joint"
-    method = build_method(config, network, loss_kernels(config, process.device))
+    method = build_method(config, network, loss_kernels(config, process.device), process.rank)
     return TrainStep(
         forward=distributed.wrap(network, process, joint=joint, compression=config.run.gradient_compression),
         method=method,

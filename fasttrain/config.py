@@ -242,10 +242,19 @@ class Model:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Method:
-    """How the network is trained: common training, or stimulative training (ST, ST++)."""
+    """How the network is trained: common training, stimulative training (ST, ST++) or AugSub."""
 
-    name: Literal["common", "stimulative"] = "stimulative"
-    """common: cross-entropy alone; stimulative: and each sampled subnet follows the main network."""
+    name: Literal["common", "stimulative", "augsub"] = "stimulative"
+    """common: cross-entropy alone; stimulative: and each sampled subnet follows the main network; augsub: and
+    a sub-model, the main network under more drop, follows it (Heo et al. 2023). Of what follows augsub reads
+    drop, drop_ratio, mask_square, label_smoothing and backward."""
+    drop: Literal["masking", "dropout", "path"] = "masking"
+    """What augsub's sub-model has more of: masked squares of the images (patches of a ViT, which leave the
+    sequence); dropout after attention and in the MLP (transformers); drop-path in every block."""
+    drop_ratio: float = 0.5
+    """Share of the squares that are masked, or probability of dropout or drop-path."""
+    mask_square: int = 32
+    """Side of the masked squares, pixels; a ViT has its patches instead."""
     subnets: int = 1
     """K, the subnets drawn per step."""
     sampling: Literal["ordered", "stochastic", "raw"] = "ordered"
@@ -307,6 +316,8 @@ class Method:
 
     def __post_init__(self) -> None:
         _check_types(self)
+        _check_range("method.drop_ratio", self.drop_ratio, 0.01, 0.99)
+        _check_range("method.mask_square", self.mask_square, 1, 4096)
         _check_range("method.subnets", self.subnets, 0, 64)
         for size in self.sizes:
             _check_range("method.sizes", size, 1, 4096)
@@ -341,7 +352,7 @@ class Method:
             not self.main_resizes or self.name == "stimulative",
             "method.main_resizes",
             self.main_resizes,
-            "none with method.name common",
+            "none with method.name common or augsub",
         )
         _check_range("method.ensemble", self.ensemble, 0, 1)
         _check(

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from .methods import Pass
-from .models import StagedNetwork, create_model
+from .models import Mask, StagedNetwork, create_model
 from .subnets import BlockRef, Part, Subnet
 
 META = torch.device("meta")
@@ -45,17 +45,22 @@ class SideCosts:
         head: of the head.
     """
 
-    def __init__(self, network: StagedNetwork, side: int) -> None:
+    def __init__(self, network: StagedNetwork, side: int, kept: int = 0) -> None:
         """Count.
 
         Args:
             network: a `meta_network`.
             side: of the images, pixels.
+            kept: squares of each image that a mask keeps; 0: there is none.
         """
         self.network = network
         self.inputs: dict[tuple[int, int], tuple[int, ...]] = {}
         name = "".join(map(str, network.stem_modules))
-        self.stem, shape = _count(name, network.stem, (1, 3, side, side), first=True)
+        stem = network.stem
+        if kept and network.mask_square:  # elsewhere a mask changes no shape
+            mask = Mask(torch.zeros(1, kept, dtype=torch.int64, device=META), network.mask_square, side, side)
+            name, stem = f"{name} {kept}", functools.partial(network.masked_stem, mask=mask)
+        self.stem, shape = _count(name, stem, (1, 3, side, side), first=True)
         self.blocks: dict[BlockRef, int] = {}
         for ref in network.full:
             self.inputs[ref.stage, ref.block] = shape
@@ -76,9 +81,9 @@ class SideCosts:
 
 
 @functools.cache
-def side_costs(network: StagedNetwork, side: int) -> SideCosts:
+def side_costs(network: StagedNetwork, side: int, kept: int = 0) -> SideCosts:
     """FLOPs of a `meta_network`'s parts on images of one side, counted when first asked for."""
-    return SideCosts(network, side)
+    return SideCosts(network, side, kept)
 
 
 def passes_flops(network: StagedNetwork, passes: Iterable[Pass]) -> float:
@@ -89,8 +94,8 @@ def passes_flops(network: StagedNetwork, passes: Iterable[Pass]) -> float:
         passes: of a plan.
     """
     flops = 0
-    for images, side, tree in passes:
-        costs = side_costs(network, side)
+    for images, side, tree, kept in passes:
+        costs = side_costs(network, side, kept)
         blocks = sum(costs.block(node.ref) for node in tree.nodes)
         flops += images * (costs.stem + blocks + costs.head * len(set(tree.leaves)))
     return flops

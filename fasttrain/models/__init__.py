@@ -5,6 +5,7 @@ from __future__ import annotations
 from ..errors import ConfigError
 from .backbone import staged_view
 from .cifar_resnet import CIFAR_RESNETS, CifarResNet
+from .drop import Drop, DropKind, Mask, check_drop
 from .fuse import FusedBatchNorm, fuse_batch_norms, fuse_convolutions
 from .mobilenetv3 import CIFAR_MOBILENETS, MobileNetV3, create_mobilenetv3, is_mobilenetv3
 from .resnet import ResNet, create_timm_resnet, is_timm_resnet
@@ -54,13 +55,17 @@ def create_model(name: str, num_classes: int) -> StagedNetwork:
 
 __all__ = [
     "CifarResNet",
+    "Drop",
+    "DropKind",
     "FusedBatchNorm",
+    "Mask",
     "MobileNetV3",
     "ResNet",
     "StagedNetwork",
     "TreeForward",
     "TreeWalk",
     "batch_norms",
+    "check_drop",
     "create_model",
     "frozen_statistics",
     "fuse_batch_norms",

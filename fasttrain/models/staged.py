@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from itertools import zip_longest
 from typing import Any, TypeVar
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..subnets import ROOT, BlockRef, Depths, Part, PrefixTree, Subnet, depths_of, ordered_subnet
+from .drop import Drop, Mask
 
 BeforeNode = Callable[[int], None]
 """Called with a tree node's index (ROOT: the stem) just before it runs."""
@@ -26,11 +28,13 @@ class StagedNetwork(nn.Module, ABC):
         name: what `create_model` was asked for, or empty.
         reduction: side of the input over side of the last feature map.
         num_classes: outputs of the classifier.
+        mask_square: side of the squares that a mask is made of, pixels; 0: any.
     """
 
     name: str = ""
     reduction: int
     num_classes: int
+    mask_square: int = 0
 
     @property
     @abstractmethod
@@ -50,6 +54,10 @@ class StagedNetwork(nn.Module, ABC):
     @abstractmethod
     def stem(self, x: Tensor) -> Tensor:
         """[B, 3, H, W] images to the first stage's input."""
+
+    def masked_stem(self, x: Tensor, mask: Mask) -> Tensor:
+        """As `stem`, of images of which a mask hides squares: unless a family says otherwise, zeros."""
+        return self.stem(x * mask.visible(*x.shape[2:])[:, None])
 
     @abstractmethod
     def head(self, x: Tensor) -> Tensor:
@@ -142,7 +150,9 @@ class StagedNetwork(nn.Module, ABC):
         tree = PrefixTree([self.as_subnet(subnet) for subnet in subnets])
         return self.forward_trees([x], [tree])[0]
 
-    def forward_trees(self, inputs: Sequence[Tensor], trees: Sequence[PrefixTree]) -> list[list[Tensor]]:
+    def forward_trees(
+        self, inputs: Sequence[Tensor], trees: Sequence[PrefixTree], drops: Sequence[Drop | None] = ()
+    ) -> list[list[Tensor]]:
         """Logits of every subnet of every tree, each tree on its own input.
 
         If the first subnet of the first tree is the main network, its pass runs first and updates the
@@ -151,11 +161,12 @@ class StagedNetwork(nn.Module, ABC):
         Args:
             inputs: images [B, 3, H, W], one tensor per tree.
             trees: the subnets to run on each.
+            drops: what each has more of; none where they end.
 
         Returns:
             For each tree, the logits [B, num_classes] of its subnets.
         """
-        return [walk.finish() for walk in self._walk(TreeWalk, inputs, trees)]
+        return [walk.finish() for walk in self._walk(TreeWalk, inputs, trees, drops)]
 
     def stage_outputs(
         self, inputs: Sequence[Tensor], trees: Sequence[PrefixTree]
@@ -163,11 +174,19 @@ class StagedNetwork(nn.Module, ABC):
         """As `forward_trees`, but of every subnet each stage's output [B, C, h, w], and no head runs."""
         return [walk.features() for walk in self._walk(FeatureWalk, inputs, trees)]
 
-    def _walk(self, walk: type[Walk], inputs: Sequence[Tensor], trees: Sequence[PrefixTree]) -> list[Walk]:
+    def _walk(
+        self,
+        walk: type[Walk],
+        inputs: Sequence[Tensor],
+        trees: Sequence[PrefixTree],
+        drops: Sequence[Drop | None] = (),
+    ) -> list[Walk]:
         """A walk of a kind over each tree, run to its end; the main network's pass alone is tracked."""
-        first = walk(self, trees[0], inputs[0], tracked=trees[0].subnets[0] == self.full)
+        assert len(inputs) == len(trees) >= len(drops)
+        (tree, x, drop), *rest = zip_longest(trees, inputs, drops)
+        first = walk(self, tree, x, tracked=tree.subnets[0] == self.full, drop=drop)
         with frozen_statistics(self):
-            walks = [first, *(walk(self, tree, x) for tree, x in zip(trees[1:], inputs[1:], strict=True))]
+            walks = [first, *(walk(self, tree, x, drop=drop) for tree, x, drop in rest)]
             for each in walks:
                 each.run()
         return walks
@@ -218,8 +237,9 @@ class TreeWalk:
         *,
         tracked: bool = False,
         before: BeforeNode | None = None,
+        drop: Drop | None = None,
     ) -> None:
-        self.network, self.tree, self.before = network, tree, before
+        self.network, self.tree, self.before, self.drop = network, tree, before, drop
         self.unread = list(tree.children)
         self.leaves = frozenset(tree.leaves)
         self.logits: dict[int, Tensor] = {}
@@ -239,9 +259,13 @@ class TreeWalk:
         self._advance(len(self.tree))
 
     def _advance(self, stop: int) -> None:
+        with self.drop.within(self.network) if self.drop else nullcontext():
+            self._run_nodes(stop)
+
+    def _run_nodes(self, stop: int) -> None:
         if self.done == 0:
             self._announce(ROOT)
-            self.activations[ROOT] = self.network.stem(self.input)
+            self.activations[ROOT] = self._stem()
             del self.input
         for index in range(self.done, stop):
             ref, parent = self.tree.nodes[index]
@@ -251,6 +275,11 @@ class TreeWalk:
             if self.unread[index]:
                 self.activations[index] = x
         self.done = stop
+
+    def _stem(self) -> Tensor:
+        if self.drop is None or self.drop.mask is None:
+            return self.network.stem(self.input)
+        return self.network.masked_stem(self.input, self.drop.mask)
 
     def _take(self, index: int, x: Tensor) -> None:
         """What a node's output is for, besides the nodes that read it."""
@@ -276,11 +305,19 @@ class TreeWalk:
 class FeatureWalk(TreeWalk):
     """A walk that keeps the output of each subnet's last block in every stage, and runs no head."""
 
-    def __init__(self, network: StagedNetwork, tree: PrefixTree, x: Tensor, *, tracked: bool = False) -> None:
+    def __init__(
+        self,
+        network: StagedNetwork,
+        tree: PrefixTree,
+        x: Tensor,
+        *,
+        tracked: bool = False,
+        drop: Drop | None = None,
+    ) -> None:
         self.ends = {leaf: _stage_ends(tree, leaf) for leaf in tree.leaves}
         self.kept = {index for ends in self.ends.values() for index in ends}
         self.outputs: dict[int, Tensor] = {}
-        super().__init__(network, tree, x, tracked=tracked)
+        super().__init__(network, tree, x, tracked=tracked, drop=drop)
 
     def features(self) -> list[tuple[Tensor, ...]]:
         """Run what is left; of each of the tree's subnets the stages' outputs [B, C, h, w], first to last."""
@@ -346,6 +383,8 @@ class TreeForward(nn.Module):
         super().__init__()
         self.network = network
 
-    def forward(self, inputs: Sequence[Tensor], trees: Sequence[PrefixTree]) -> list[list[Tensor]]:
+    def forward(
+        self, inputs: Sequence[Tensor], trees: Sequence[PrefixTree], drops: Sequence[Drop | None] = ()
+    ) -> list[list[Tensor]]:
         """See `StagedNetwork.forward_trees`."""
-        return self.network.forward_trees(inputs, trees)
+        return self.network.forward_trees(inputs, trees, drops)

@@ -43,6 +43,8 @@ def _method(run: RunData) -> str:
     if name == "stimulative":
         count, inputs = run.config.get("method.subnets"), run.config.get("method.subnet_inputs")
         return f"stimulative, {count} subnets per step, {inputs} inputs"
+    if name == "augsub":
+        return f"augsub, {run.config.get('method.drop')} at ratio {run.config.get('method.drop_ratio')}"
     return str(name or MISSING)
 
 
