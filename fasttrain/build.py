@@ -19,7 +19,7 @@ from .kernels.runtime import Kernels
 from .methods import build_method, images_seen
 from .mixing import build_mixing
 from .models import StagedNetwork, create_model, fuse_batch_norms, fuse_convolutions
-from .optim import build_ema, build_optimizer, build_schedule
+from .optim import build_ema, build_optimizer, build_schedule, parameter_groups
 from .step import TrainStep
 from .subnets import OrderedSpace, Subnet, ordered_space, sample_distinct, sampling_space
 
@@ -172,7 +172,7 @@ def build_step(
     return TrainStep(
         forward=distributed.wrap(network, process, joint=joint, compression=config.run.gradient_compression),
         method=method,
-        optimizer=build_optimizer(network.parameters(), config.optim, process.device),
+        optimizer=build_optimizer(parameter_groups(network, config.optim), config.optim, process.device),
         schedule=build_schedule(config.optim, config.run.epochs, steps_per_epoch),
         precision=precision,
         scaler=torch.amp.GradScaler(process.device.type, enabled=precision.name == "fp16"),

@@ -361,16 +361,36 @@ class Method:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Optim:
-    """SGD with Nesterov momentum and its learning-rate schedule."""
+    """The optimizer and its learning-rate schedule."""
 
+    name: Literal["sgd", "adamw", "lamb"] = "sgd"
+    """sgd: with Nesterov momentum (torch); adamw: Loshchilov and Hutter 2019 (torch); lamb: You et al. 2020
+    (timm's)."""
     lr: float = 0.2
     """Peak learning rate at the recipe's batch; it is not scaled by itself."""
     momentum: float = 0.9
-    """Nesterov momentum."""
+    """Nesterov momentum of sgd."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Of adamw and lamb: decay per step of the gradients' mean and of the squared gradients' mean."""
+    eps: float = 1e-8
+    """Added to the root of the squared gradients' mean by adamw and lamb."""
     weight_decay: float = 1e-4
-    """L2 penalty on every parameter."""
+    """sgd: L2 penalty; adamw: decoupled, times the learning rate; lamb: added to the step that it scales."""
+    decay_on: Literal["all", "matrices"] = "all"
+    """What decays: every parameter (the ST papers), or neither biases, norms, other vectors, position
+    embeddings nor learned tokens (timm's recipes)."""
+    layer_decay: float = 1.0
+    """Factor on the learning rate from each block to the one before it (Bao et al. 2022): the head has lr,
+    the last block layer_decay * lr, and so on down to the stem; 1: all have lr."""
+    schedule: Literal["cosine", "cosine_to_floor"] = "cosine"
+    """cosine: towards 0, cut off at min_lr (published code); cosine_to_floor: it ends in min_lr (Loshchilov
+    and Hutter 2017; timm)."""
+    schedule_unit: Literal["step", "epoch"] = "step"
+    """How often the learning rate changes; epoch: it stays for an epoch (timm)."""
     warmup_epochs: float = 0.0
-    """Epochs of linear warm-up from 0."""
+    """Epochs of linear warm-up."""
+    warmup_lr: float = 0.0
+    """Learning rate of the warm-up's first step; 0: that of one step (or epoch) above 0."""
     min_lr: float = 0.0
     """Floor of the cosine schedule."""
     clip: float = 0.0
@@ -378,16 +398,24 @@ class Optim:
     ema: float = 0.0
     """Decay per step of the exponential moving average of the weights; 0: none."""
     impl: Literal["auto", "fused", "foreach", "apex"] = "auto"
-    """Implementation of SGD: torch's fused or foreach, or NVIDIA apex's FusedSGD; auto: fused on CUDA,
-    foreach elsewhere."""
+    """Implementation: fused (torch's sgd and adamw), foreach, or apex (NVIDIA's FusedSGD); auto: fused on
+    CUDA where there is one, else foreach."""
 
     def __post_init__(self) -> None:
         _check_types(self)
         _check_positive("optim.lr", self.lr)
         _check_range("optim.momentum", self.momentum, 0, 0.9999)
+        for beta in self.betas:
+            _check_range("optim.betas", beta, 0, 0.999999)
+        _check_range("optim.eps", self.eps, 1e-16, 1)
         _check_range("optim.weight_decay", self.weight_decay, 0)
+        _check_range("optim.layer_decay", self.layer_decay, 0.01, 1)
         _check_range("optim.warmup_epochs", self.warmup_epochs, 0)
+        _check_range("optim.warmup_lr", self.warmup_lr, 0, self.lr)
         _check_range("optim.min_lr", self.min_lr, 0, self.lr)
+        has = {"sgd": ("fused", "foreach", "apex"), "adamw": ("fused", "foreach"), "lamb": ("foreach",)}
+        allowed = ("auto", *has[self.name])
+        _check(self.impl in allowed, "optim.impl", self.impl, f"{', '.join(allowed)} with {self.name}")
         _check_range("optim.clip", self.clip, 0)
         _check_range("optim.ema", self.ema, 0, 1)
 
