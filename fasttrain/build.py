@@ -135,14 +135,16 @@ def loss_kernels(config: Config, device: torch.device) -> Kernels:
         return choose_kernels(config.run.kernels, device)
     if config.run.kernels == "triton":
         raise ConfigError(
-            f"run.kernels is 'triton' with {lacking}; allowed: auto, reference, or supervision "
-            f"{', '.join(IN_TRITON)} without method.ensemble and method.scale_by_teacher"
+            f"run.kernels is 'triton' with {lacking}; allowed: auto, reference, or main_loss ce and "
+            f"supervision {', '.join(IN_TRITON)} without method.ensemble and method.scale_by_teacher"
         )
     return "reference"
 
 
 def _without_kernels(method: Method) -> str:
     """The option that the loss's kernels lack; empty: they have all that the method asks for."""
+    if method.main_loss != "ce":
+        return f"method.main_loss {method.main_loss!r}"
     if method.name == "common":
         return ""
     if method.supervision not in IN_TRITON:

@@ -245,7 +245,7 @@ class Method:
     """How the network is trained: common training, or stimulative training (ST, ST++)."""
 
     name: Literal["common", "stimulative"] = "stimulative"
-    """common: cross-entropy alone; stimulative: and each sampled subnet follows the main network."""
+    """common: the main loss alone; stimulative: and each sampled subnet follows the main network."""
     subnets: int = 1
     """K, the subnets drawn per step."""
     sampling: Literal["ordered", "stochastic", "raw"] = "ordered"
@@ -276,13 +276,18 @@ class Method:
     supervision: Literal["kl", "ce_teacher", "ce_target", "dkd", "mse"] = "kl"
     """What a subnet learns from: KL to the main output (papers); cross-entropy to it; or to the target;
     decoupled distillation (Zhao et al. 2022) from it; or squared differences of the probabilities."""
+    main_loss: Literal["ce", "bce"] = "ce"
+    """The main network's loss: cross-entropy, or a binary one for each class (Wightman et al. 2021), mean
+    over images and classes; it has no Triton kernel."""
+    target_threshold: float = 0.0
+    """bce: a target's classes above this share count as 1, the others as 0; 0: the shares as they are."""
     label_smoothing: float = 0.0
     """Share of each target spread over all classes."""
     normalize: Literal["layer_norm", "l2", "none"] = "none"
     """Normalization of the logits before the losses: layer_norm (KL-, published code), l2 (KL-, ST++
     equation 6) or none (plain KL)."""
     normalize_main: bool = True
-    """Whether the main cross-entropy sees the normalized logits too, as in the published 80.5 %."""
+    """Whether the main loss sees the normalized logits too, as in the published 80.5 %."""
     amplitude: float = 1.0
     """Factor on normalized logits."""
     temperature: float = 1.0
@@ -294,7 +299,7 @@ class Method:
     """Share by which each subnet, after its turn, moves the teacher towards its own layer-normalized output
     (published code); 0: the main network's output teaches all."""
     main_weight: float = 1.0
-    """Weight of the main network's cross-entropy."""
+    """Weight of the main network's loss."""
     kl_weight: float = 1.0
     """Weight of each subnet's loss."""
     kl_schedule: Literal["constant", "cosine_up", "cosine_down"] = "constant"
@@ -352,6 +357,13 @@ class Method:
         )
         _check_range("method.subnet_share", self.subnet_share, 1e-3, 1)
         _check_range("method.label_smoothing", self.label_smoothing, 0, 1)
+        _check_range("method.target_threshold", self.target_threshold, 0, 0.999)
+        _check(
+            self.target_threshold == 0 or self.main_loss == "bce",
+            "method.target_threshold",
+            self.target_threshold,
+            "0 with main_loss ce",
+        )
         _check_positive("method.amplitude", self.amplitude)
         _check_positive("method.temperature", self.temperature)
         _check_range("method.main_weight", self.main_weight, 0)

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fasttrain import build
 from fasttrain.config import Config, Data, Method, Optim, Run
 from fasttrain.distributed import Process
+from fasttrain.errors import ConfigError
 from fasttrain.hardware import Precision, choose_precision
 from fasttrain.models import StagedNetwork, batch_norms
 from fasttrain.step import StepResult, TrainStep
@@ -140,6 +143,24 @@ def test_layers_learn_at_their_own_rates() -> None:
     assert moved["fc.bias"] == pytest.approx(0.0025, rel=0.01)
     assert moved["layer2.0.conv1.weight"] == pytest.approx(0.00125, rel=0.01)
     assert moved["conv1.weight"] == pytest.approx(0.0025 / 8, rel=0.01)
+
+
+@pytest.mark.parametrize("name", ["common", "stimulative"])
+def test_a_step_has_the_main_loss_that_is_asked_for(name: Literal["common", "stimulative"]) -> None:
+    method = Method(name=name, main_loss="bce", target_threshold=0.3, label_smoothing=0.5)
+    config = Config(data=Data(crop=32, val_crop=32, val_resize=32), method=method, run=Run(batch=4))
+    network, cpu = tiny_resnet((2, 2)).train(), torch.device("cpu")
+    logits, targets = copy.deepcopy(network)(tiny_images(4, 32)), torch.arange(4)
+    step = build.build_step(config, network, Process(0, 1, cpu), Precision("fp32", "cpu"), 4)
+    result = step(tiny_images(4, 32), [], targets, epoch=0, step=0, global_step=0)
+    one_hot = F.one_hot(targets, 7).double()  # 0.57 and 0.07 after the smoothing
+    expected = F.binary_cross_entropy_with_logits(logits, one_hot)
+    torch.testing.assert_close(result.loss.main, expected.detach())
+    assert build.loss_kernels(config, cpu) == "reference"
+    with pytest.raises(ConfigError, match=r"'triton' with method\.main_loss 'bce'; allowed: auto, reference"):
+        build.loss_kernels(replace(config, run=Run(kernels="triton")), cpu)
+    with pytest.raises(ConfigError, match=r"method\.target_threshold is 0\.3; allowed: 0 with main_loss ce"):
+        Method(target_threshold=0.3)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="a CPU has nothing to wait for")

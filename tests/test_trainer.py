@@ -181,14 +181,19 @@ LAMB = {
 }
 
 
-def test_a_run_with_lamb_is_recorded_and_resumes_exactly(
+def test_a_run_with_lamb_and_bce_is_recorded_and_resumes_exactly(
     images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Stopped in the second epoch, whose learning rate stays."""
-    train(configure(images, tmp_path / "whole", optim=LAMB))
-    assert "LAMB foreach" in capsys.readouterr().out
-    train(configure(images, tmp_path, optim=LAMB, run={"max_steps": 7}))
-    train(configure(images, tmp_path, optim=LAMB))
+    changes: dict[str, dict[str, Any]] = {
+        "optim": LAMB,
+        "method": {"main_loss": "bce", "target_threshold": 0.2},
+        "data": {"mixup": 0.1, "cutmix": 1.0},
+    }
+    train(configure(images, tmp_path / "whole", **changes))
+    assert "kernels: loss reference, batch norm torch, LAMB foreach" in capsys.readouterr().out
+    train(configure(images, tmp_path, **changes, run={"max_steps": 7}))
+    train(configure(images, tmp_path, **changes))
     for part in ("network", "optimizer", "ema", "position"):
         assert_same(weights(tmp_path / "run")[part], weights(tmp_path / "whole" / "run")[part])
     lines = metrics(tmp_path / "run", "train")
@@ -197,7 +202,7 @@ def test_a_run_with_lamb_is_recorded_and_resumes_exactly(
     }
     assert json.loads((tmp_path / "run" / "config.json").read_text())["optim"]["name"] == "lamb"
     with pytest.raises(ConfigError, match=r"optim\.name is 'adamw', was 'lamb'"):
-        train(configure(images, tmp_path, optim=LAMB | {"name": "adamw"}, run={"max_steps": 12}))
+        train(configure(images, tmp_path, **(changes | {"optim": LAMB | {"name": "adamw"}})))
 
 
 def files(folder: Path) -> dict[Path, bytes]:
