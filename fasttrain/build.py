@@ -19,7 +19,7 @@ from .kernels.runtime import Kernels
 from .methods import build_method, images_seen
 from .mixing import build_mixing
 from .models import StagedNetwork, create_model, fuse_batch_norms, fuse_convolutions
-from .optim import build_ema, build_optimizer, build_schedule
+from .optim import build_ema, build_optimizer, build_schedule, parameter_groups
 from .step import TrainStep
 from .subnets import OrderedSpace, Subnet, ordered_space, sample_distinct, sampling_space
 
@@ -153,14 +153,16 @@ def loss_kernels(config: Config, device: torch.device) -> Kernels:
         return choose_kernels(config.run.kernels, device)
     if config.run.kernels == "triton":
         raise ConfigError(
-            f"run.kernels is 'triton' with {lacking}; allowed: auto, reference, or supervision "
-            f"{', '.join(IN_TRITON)} without method.ensemble and method.scale_by_teacher"
+            f"run.kernels is 'triton' with {lacking}; allowed: auto, reference, or main_loss ce and "
+            f"supervision {', '.join(IN_TRITON)} without method.ensemble and method.scale_by_teacher"
         )
     return "reference"
 
 
 def _without_kernels(method: Method) -> str:
     """The option that the loss's kernels lack; empty: they have all that the method asks for."""
+    if method.main_loss != "ce":
+        return f"method.main_loss {method.main_loss!r}"
     if method.name != "stimulative":
         return ""
     if method.supervision not in IN_TRITON:
@@ -190,7 +192,7 @@ def build_step(
     return TrainStep(
         forward=distributed.wrap(network, process, joint=joint, compression=config.run.gradient_compression),
         method=method,
-        optimizer=build_optimizer(network.parameters(), config.optim, process.device),
+        optimizer=build_optimizer(parameter_groups(network, config.optim), config.optim, process.device),
         schedule=build_schedule(config.optim, config.run.epochs, steps_per_epoch),
         precision=precision,
         scaler=torch.amp.GradScaler(process.device.type, enabled=precision.name == "fp16"),

@@ -28,7 +28,13 @@ def build_method(
     if config.method.name == "augsub":
         return AugSub(config.method, network, seed=config.run.seed, rank=rank, kernels=kernels)
     if config.method.name == "common":
-        return Common(network.full, label_smoothing=config.method.label_smoothing, kernels=kernels)
+        return Common(
+            network.full,
+            label_smoothing=config.method.label_smoothing,
+            main_loss=config.method.main_loss,
+            target_threshold=config.method.target_threshold,
+            kernels=kernels,
+        )
     return Stimulative(
         config.method,
         network.full,

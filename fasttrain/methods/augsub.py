@@ -21,15 +21,16 @@ WEIGHT = 0.5
 
 
 class AugSub:
-    """Half the cross-entropy of the main network, and half that of a sub-model with its output.
+    """Half the loss of the main network, and half that of a sub-model whose target is the main output.
 
     The sub-model has the main network's weights and blocks, and more drop: for images x, targets y and the
     softmax s,
 
         L = 1/2 CE(f(x), y) + 1/2 CE(f_drop(x), s(f(x))),
 
-    where f(x) in the second term is the teacher and gets no gradient. Each image has a mask of its own. What
-    is dropped depends on (seed, epoch, step, rank) alone, and on the kind of device.
+    where f(x) in the second term is the teacher and gets no gradient. With `main_loss` bce both terms are
+    binary cross-entropies, and s is the sigmoid. Each image has a mask of its own. What is dropped depends on
+    (seed, epoch, step, rank) alone, and on the kind of device.
     """
 
     def __init__(
@@ -72,16 +73,19 @@ class AugSub:
         return Drop(kind, rate=ratio, generator=rng)
 
     def loss(self, logits: Sequence[Sequence[Tensor]], plan: Plan, targets: Tensor) -> StimulativeLoss:
-        """The two cross-entropies, as a stimulative loss with one subnet."""
+        """The two halves, as a stimulative loss with one subnet."""
+        options = self.options
         return stimulative_loss(
             logits[0][0],
             [logits[tree][position] for tree, position in plan.places],
             targets,
             weights=plan.weights,
-            supervision="ce_teacher",
+            supervision="bce_teacher" if options.main_loss == "bce" else "ce_teacher",
             normalize="none",
             main_weight=WEIGHT if plan.trains_main else 0.0,
-            label_smoothing=self.options.label_smoothing,
+            label_smoothing=options.label_smoothing,
+            main_loss=options.main_loss,
+            target_threshold=options.target_threshold,
             kernels=self.kernels,
         )
 
