@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
 from ..errors import ConfigError
 from .backbone import staged_view
 from .cifar_resnet import CIFAR_RESNETS, CifarResNet
 from .fuse import FusedBatchNorm, fuse_batch_norms, fuse_convolutions
 from .mobilenetv3 import CIFAR_MOBILENETS, MobileNetV3, create_mobilenetv3, is_mobilenetv3
-from .resnet import ResNet, create_timm_resnet, is_timm_resnet
+from .resnet import ResNet
 from .staged import (
     StagedNetwork,
     TreeForward,
@@ -17,19 +21,39 @@ from .staged import (
     initialize,
 )
 
+
+@dataclass(frozen=True, slots=True)
+class _Family:
+    """What timm's models of one of its modules become.
+
+    Attributes:
+        network: takes such a model over.
+        examples: its name, and those of some.
+        options: that timm makes them with.
+    """
+
+    network: Callable[[Any], StagedNetwork]
+    examples: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+_FAMILIES = {
+    "resnet": _Family(ResNet, "ResNet (resnet18 ... resnet152, resnext50_32x4d, resnet50d, ...)"),
+}
+"""timm's module to what its models become."""
+
 MODEL_FORMS = (
-    "a timm ResNet (resnet18 ... resnet152, resnext50_32x4d, resnet50d, ...) or MobileNetV3 "
-    f"(mobilenetv3_large_100, mobilenetv3_small_100, ...), {', '.join([*CIFAR_RESNETS, *CIFAR_MOBILENETS])}"
+    f"a timm {', '.join(family.examples for family in _FAMILIES.values())} or MobileNetV3 "
+    f"(mobilenetv3_large_100, ...), {', '.join([*CIFAR_RESNETS, *CIFAR_MOBILENETS])}"
 )
 
 
 def create_model(name: str, num_classes: int) -> StagedNetwork:
-    """A network with random weights: ResNets initialized as the published ST code does, MobileNetV3 (which
-    it lacks) as timm does.
+    """A network with random weights: ResNets initialized as the published ST code does, others as timm does.
 
     Args:
-        name: a timm ResNet's or MobileNetV3's name, cifar_resnet20, 32, 44, 56, 110 or
-            cifar_mobilenetv3_large.
+        name: of a timm model, without a tag of pre-trained weights (see `MODEL_FORMS`), cifar_resnet20, 32,
+            44, 56, 110 or cifar_mobilenetv3_large.
         num_classes: outputs of the classifier, at least 1.
 
     Raises:
@@ -37,19 +61,26 @@ def create_model(name: str, num_classes: int) -> StagedNetwork:
     """
     if num_classes < 1:
         raise ConfigError(f"num_classes is {num_classes}; allowed: at least 1")
-    network: StagedNetwork
-    if is_mobilenetv3(name):
-        network = create_mobilenetv3(name, num_classes)
-    elif name in CIFAR_RESNETS:
-        network = CifarResNet(CIFAR_RESNETS[name], num_classes)
-    elif is_timm_resnet(name):
-        network = create_timm_resnet(name, num_classes)
-    else:
-        raise ConfigError(f"model.name is {name!r}; allowed: {MODEL_FORMS}")
-    if not isinstance(network, MobileNetV3):
+    network = _create(name, num_classes)
+    if isinstance(network, ResNet | CifarResNet):
         initialize(network)
     network.name = name
     return network
+
+
+def _create(name: str, num_classes: int) -> StagedNetwork:
+    import timm
+
+    if is_mobilenetv3(name):
+        return create_mobilenetv3(name, num_classes)
+    if name in CIFAR_RESNETS:
+        return CifarResNet(CIFAR_RESNETS[name], num_classes)
+    for module, family in _FAMILIES.items():
+        if name in timm.list_models(module=module):
+            return family.network(
+                timm.create_model(name, pretrained=False, num_classes=num_classes, **family.options)
+            )
+    raise ConfigError(f"model.name is {name!r}; allowed: {MODEL_FORMS}")
 
 
 __all__ = [
