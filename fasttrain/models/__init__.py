@@ -9,8 +9,12 @@ from typing import Any
 from ..errors import ConfigError
 from .backbone import staged_view
 from .cifar_resnet import CIFAR_RESNETS, CifarResNet
+from .convnext import ConvNeXt
+from .densenet import DenseNet
 from .fuse import FusedBatchNorm, fuse_batch_norms, fuse_convolutions
 from .mobilenetv3 import CIFAR_MOBILENETS, MobileNetV3, create_mobilenetv3, is_mobilenetv3
+from .pvt import PyramidTransformer
+from .regnet import RegNet
 from .resnet import ResNet
 from .staged import (
     StagedNetwork,
@@ -20,6 +24,8 @@ from .staged import (
     frozen_statistics,
     initialize,
 )
+from .swin import SwinTransformer
+from .vit import VisionTransformer
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +43,18 @@ class _Family:
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
+_DYNAMIC = {"dynamic_img_size": True}
 _FAMILIES = {
     "resnet": _Family(ResNet, "ResNet (resnet18 ... resnet152, resnext50_32x4d, resnet50d, ...)"),
+    "vision_transformer": _Family(VisionTransformer, "ViT (vit_small_patch16_224, ...)", _DYNAMIC),
+    "deit": _Family(VisionTransformer, "DeiT (deit3_small_patch16_224, ...)", _DYNAMIC),
+    "convnext": _Family(ConvNeXt, "ConvNeXt (convnext_tiny, ...)"),
+    "regnet": _Family(RegNet, "RegNet (regnety_016, ...)"),
+    "swin_transformer": _Family(
+        SwinTransformer, "Swin (swin_tiny_patch4_window7_224, ...)", {**_DYNAMIC, "drop_path_rate": 0.0}
+    ),
+    "pvt_v2": _Family(PyramidTransformer, "PVT v2 (pvt_v2_b2, ...)"),
+    "densenet": _Family(DenseNet, "DenseNet (densenet121, ...)"),
 }
 """timm's module to what its models become."""
 
@@ -50,6 +66,8 @@ MODEL_FORMS = (
 
 def create_model(name: str, num_classes: int) -> StagedNetwork:
     """A network with random weights: ResNets initialized as the published ST code does, others as timm does.
+
+    Drop path, which some families have by default, is off.
 
     Args:
         name: of a timm model, without a tag of pre-trained weights (see `MODEL_FORMS`), cifar_resnet20, 32,
@@ -85,12 +103,18 @@ def _create(name: str, num_classes: int) -> StagedNetwork:
 
 __all__ = [
     "CifarResNet",
+    "ConvNeXt",
+    "DenseNet",
     "FusedBatchNorm",
     "MobileNetV3",
+    "PyramidTransformer",
+    "RegNet",
     "ResNet",
     "StagedNetwork",
+    "SwinTransformer",
     "TreeForward",
     "TreeWalk",
+    "VisionTransformer",
     "batch_norms",
     "create_model",
     "frozen_statistics",
