@@ -15,7 +15,7 @@ from fasttrain.flops import META, meta_network, passes_flops, side_costs
 from fasttrain.methods import AugSub, Common, Plan, Stimulative
 from fasttrain.models import StagedNetwork
 from fasttrain.randomness import draw_sizes
-from fasttrain.subnets import Draw, Subnet
+from fasttrain.subnets import Draw, PrefixTree, Subnet
 
 IMAGES = 64  # of a planned batch, which subnets may see a share of
 
@@ -51,8 +51,7 @@ def separate_cost(network: StagedNetwork, passes: Iterable[tuple[Subnet, int]]) 
     """Of one pass per subnet, each on images of its own side: nothing is shared."""
     flops, calls = 0.0, 0
     for subnet, side in passes:
-        costs = side_costs(network, side)
-        flops += costs.stem + sum(map(costs.block, subnet)) + costs.head
+        flops += side_costs(network, side).tree(PrefixTree([subnet]))
         calls += len(subnet)
     return Cost(flops, calls)
 

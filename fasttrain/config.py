@@ -221,8 +221,9 @@ class Model:
     """The network."""
 
     name: str = "resnet50"
-    """A timm ResNet (resnet18 ... resnet152, resnext, wide, resnet*d) or MobileNetV3 (mobilenetv3_large_100,
-    mobilenetv3_small_100, ...), cifar_resnet20/32/44/56/110 or cifar_mobilenetv3_large."""
+    """A timm ResNet (resnet18 ... resnet152, resnext, wide, resnet*d), MobileNetV3 (mobilenetv3_large_100,
+    ...), ViT, DeiT, ConvNeXt, RegNet, Swin, PVT v2 or DenseNet by its name there, cifar_resnet20/32/44/56/110
+    or cifar_mobilenetv3_large."""
     weights: str = ""
     """A state dict to start from (timm's and torchvision's names); empty: random initialization."""
     new_head: bool = False
@@ -230,7 +231,7 @@ class Model:
     batch_norm: Literal["auto", "triton", "reference", "torch", "apex"] = "auto"
     """Batch norm: fused with the ReLU, residual add and stem pool after it by triton (this project's kernels;
     reference: the same in plain PyTorch) or apex (NVIDIA's groupbn; fp16); torch: timm's own layers; auto:
-    triton on CUDA with channels_last, else torch. MobileNetV3 has nothing to fuse: auto or torch."""
+    triton on CUDA with channels_last, else torch. Only ResNets have them to fuse: else auto or torch."""
     conv1x1: Literal["torch", "triton", "reference"] = "torch"
     """1x1 convolutions of bottlenecks: torch (cuDNN), or this project's kernels (reference: the same in plain
     PyTorch), which also normalize their input and gather their output's statistics; needs the same

@@ -355,7 +355,8 @@ def _fuse_stem(network: StagedNetwork, implementation: str) -> None:
     for layers in network.stem_modules:
         if isinstance(layers, nn.Sequential):
             _fuse_sequence(layers, implementation)
-    if not (_can_fuse(network.bn1) and _is_relu(network.act1)):
+    norm, activation = (getattr(network, name, None) for name in ("bn1", "act1"))
+    if not (_can_fuse(norm) and _is_relu(activation)):
         return
     pools = implementation != "apex" and _is_stem_pool(getattr(network, "maxpool", None))
     if pools:

@@ -27,12 +27,14 @@ class StagedNetwork(nn.Module, ABC):
     Attributes:
         name: what `create_model` was asked for, or empty.
         reduction: side of the input over side of the last feature map.
+        multiple: the sides of images are multiples of it, pixels.
         num_classes: outputs of the classifier.
         mask_square: side of the squares that a mask is made of, pixels; 0: any.
     """
 
     name: str = ""
     reduction: int
+    multiple: int = 1
     num_classes: int
     mask_square: int = 0
 
@@ -63,13 +65,32 @@ class StagedNetwork(nn.Module, ABC):
     def head(self, x: Tensor) -> Tensor:
         """The last stage's output to logits [B, num_classes]."""
 
-    @abstractmethod
-    def branch(self, block: nn.Module, x: Tensor) -> Tensor:
-        """A block without its shortcut."""
+    def transition_modules(self, stage: int) -> Sequence[nn.Module]:
+        """The modules that `transition` runs."""
+        return ()
 
-    @abstractmethod
+    def transition(self, stage: int, x: Tensor) -> Tensor:
+        """What precedes a stage's first block: its input from the output of the stage before, or the stem's.
+
+        It runs with the first block, of which every subnet has at least the shortcut.
+        """
+        return x
+
+    def whole(self, block: nn.Module, x: Tensor) -> Tensor:
+        """A block."""
+        return block(x)
+
+    def branch(self, block: nn.Module, x: Tensor) -> Tensor:
+        """A block without its shortcut; unless a family says otherwise, what it adds to its input."""
+        return self.whole(block, x) - x
+
     def shortcut(self, block: nn.Module, x: Tensor) -> Tensor:
-        """A block without its residual branch."""
+        """A block without its residual branch; unless a family says otherwise, the identity."""
+        return x
+
+    def feature_map(self, x: Tensor) -> Tensor:
+        """A block's output as [B, C, h, w]."""
+        return x
 
     def has_shortcut(self, block: nn.Module) -> bool:
         """Whether a block adds its input, or a projection of it, to its residual branch."""
@@ -86,9 +107,14 @@ class StagedNetwork(nn.Module, ABC):
         return ordered_subnet(self.depths)
 
     @property
+    def classifiers(self) -> Sequence[nn.Module]:
+        """The linear layers that end the head: its last module, unless a family says otherwise."""
+        return self.head_modules[-1:]
+
+    @property
     def classifier_names(self) -> list[str]:
-        """Names in the state dict of the last linear layer's parameters, which fit one set of classes."""
-        classifier = set(self.head_modules[-1].parameters())
+        """Names in the state dict of the classifiers' parameters, which fit one set of classes."""
+        classifier = {parameter for module in self.classifiers for parameter in module.parameters()}
         return [name for name, parameter in self.named_parameters() if parameter in classifier]
 
     @property
@@ -103,11 +129,19 @@ class StagedNetwork(nn.Module, ABC):
             ValueError: depths that the network does not have.
         """
         kept = depths_of(self.as_subnet(tuple(depths)), len(self.depths))
-        for stage, depth in zip(self.stages, kept, strict=True):
-            del stage[depth:]  # type: ignore[attr-defined]
+        dropped = {each for stage, depth in zip(self.stages, kept, strict=True) for each in stage[depth:]}
+        for parent in list(self.modules()):
+            for name, child in list(parent.named_children()):
+                if child in dropped:
+                    delattr(parent, name)
+
+    def block_modules(self, ref: BlockRef) -> list[nn.Module]:
+        """The modules that `run_block` runs."""
+        block = self.stages[ref.stage][ref.block]
+        return [block] if ref.block else [*self.transition_modules(ref.stage), block]
 
     def run_block(self, ref: BlockRef, x: Tensor) -> Tensor:
-        """Run one block, or one part of it.
+        """Run one block, or one part of it; a stage's first after the stage's transition.
 
         Raises:
             ValueError: a part of a block without a shortcut.
@@ -118,11 +152,10 @@ class StagedNetwork(nn.Module, ABC):
                 f"the subnet holds {ref}; block {ref.block} of stage {ref.stage} has no shortcut; allowed: "
                 f"{Part.WHOLE!r}"
             )
-        if ref.part == Part.BRANCH:
-            return self.branch(block, x)
-        if ref.part == Part.SHORTCUT:
-            return self.shortcut(block, x)
-        return block(x)
+        if ref.block == 0:
+            x = self.transition(ref.stage, x)
+        run = {Part.WHOLE: self.whole, Part.BRANCH: self.branch, Part.SHORTCUT: self.shortcut}[ref.part]
+        return run(block, x)
 
     def forward(self, x: Tensor, depths: Sequence[int] | Subnet | None = None) -> Tensor:
         """Logits [B, num_classes] of the main network, or of one subnet.
@@ -214,12 +247,26 @@ class StagedNetwork(nn.Module, ABC):
         return ordered_subnet(depths)
 
     def take_over(self, source: Any) -> None:
-        """Make a timm model's modules one's own, under their own names; it must not be used afterwards."""
-        for name, child in source.named_children():
-            self.add_module(name, child)
+        """Make a timm model's modules one's own, under their own names; it must not be used afterwards.
+
+        Some are named like methods here, such as `head`: `child` gives them.
+        """
+        self._modules.update(source.named_children())
+        self._parameters.update(source.named_parameters(recurse=False))
         self.num_classes = source.num_classes
         self.reduction = source.feature_info[-1]["reduction"]
-        self.drop_rate = float(source.drop_rate)
+        self.drop_rate = float(getattr(source, "drop_rate", 0.0))
+
+    def child(self, name: str) -> Any:
+        """A module of one's own by its name."""
+        return self._modules[name]
+
+    def get_submodule(self, target: str) -> nn.Module:
+        """As `nn.Module`'s, also of modules that are named like methods here."""
+        name, _, rest = target.partition(".")
+        return (
+            self.child(name).get_submodule(rest) if name in self._modules else super().get_submodule(target)
+        )
 
 
 class TreeWalk:
@@ -326,7 +373,7 @@ class FeatureWalk(TreeWalk):
 
     def _take(self, index: int, x: Tensor) -> None:
         if index in self.kept:
-            self.outputs[index] = x
+            self.outputs[index] = self.network.feature_map(x)
 
 
 def _stage_ends(tree: PrefixTree, leaf: int) -> list[int]:
