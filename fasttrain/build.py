@@ -18,7 +18,7 @@ from .kernels.normalized_loss import IN_TRITON
 from .kernels.runtime import Kernels
 from .methods import build_method, images_seen
 from .mixing import build_mixing
-from .models import StagedNetwork, create_model, fuse_batch_norms, fuse_convolutions
+from .models import StagedNetwork, create_model, fuse_batch_norms, fuse_convolutions, set_drop_path
 from .optim import build_ema, build_optimizer, build_schedule, parameter_groups
 from .step import TrainStep
 from .subnets import OrderedSpace, Subnet, ordered_space, sample_distinct, sampling_space
@@ -40,6 +40,7 @@ def build_network(config: Config, classes: int, device: torch.device, world: int
     """
     torch.manual_seed(config.run.seed)
     network = create_model(config.model.name, config.data.num_classes or classes)
+    set_drop_path(network, config.model.drop_path)
     sides = {"data.crop": config.data.crop, "data.val_crop": config.data.val_crop}
     for name in ("sizes", "main_resizes"):
         if getattr(config.method, name):

@@ -21,7 +21,7 @@ from .errors import INTERRUPTED, ConfigError, RunError
 from .guards import signals
 from .launch.orphans import end_with_launcher
 from .launch.status import tell_exit
-from .recipes import RECIPES, describe, recipe
+from .recipes import RECIPES, describe, recipe, sources
 
 if TYPE_CHECKING:
     from .reevaluate import Verdict
@@ -419,7 +419,10 @@ def _recipes(rest: list[str]) -> None:
 
 
 def _show(rest: list[str]) -> None:
-    print(json.dumps(to_dict(_configure("show", rest)), indent=2))
+    config = _configure("show", rest)
+    if sources(config.recipe):
+        print(sources(config.recipe), file=sys.stderr)  # stdout is JSON alone
+    print(json.dumps(to_dict(config), indent=2))
 
 
 @dataclass(frozen=True, kw_only=True)

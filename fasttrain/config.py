@@ -222,11 +222,14 @@ class Model:
 
     name: str = "resnet50"
     """A timm ResNet (resnet18 ... resnet152, resnext, wide, resnet*d) or MobileNetV3 (mobilenetv3_large_100,
-    mobilenetv3_small_100, ...), cifar_resnet20/32/44/56/110 or cifar_mobilenetv3_large."""
+    mobilenetv3_small_100, ...), cifar_resnet20/32/44/56/110, cifar_resnet50 or cifar_mobilenetv3_large."""
     weights: str = ""
     """A state dict to start from (timm's and torchvision's names); empty: random initialization."""
     new_head: bool = False
     """Take all of `weights` but the classifier, which starts at random: for other classes."""
+    drop_path: float = 0.0
+    """Probability with which an image goes without the last block's residual branch in training; it grows
+    linearly from 0 in the first block (Huang et al. 2016; timm's drop-path)."""
     batch_norm: Literal["auto", "triton", "reference", "torch", "apex"] = "auto"
     """Batch norm: fused with the ReLU, residual add and stem pool after it by triton (this project's kernels;
     reference: the same in plain PyTorch) or apex (NVIDIA's groupbn; fp16); torch: timm's own layers; auto:
@@ -238,6 +241,7 @@ class Model:
 
     def __post_init__(self) -> None:
         _check_types(self)
+        _check_range("model.drop_path", self.drop_path, 0, 0.99)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
