@@ -172,10 +172,14 @@ def build_step(
         raise ConfigError("method.supervision is 'dkd' with 1 class; allowed: 2 or more, or kl")
     joint = config.method.backward == "joint"
     method = build_method(config, network, loss_kernels(config, process.device))
+    compression = config.run.gradient_compression
+    forward = distributed.wrap(network, process, joint=joint, compression=compression)
     return TrainStep(
-        forward=distributed.wrap(network, process, joint=joint, compression=config.run.gradient_compression),
+        forward=forward,
         method=method,
-        optimizer=build_optimizer(parameter_groups(network, config.optim), config.optim, process.device),
+        optimizer=build_optimizer(
+            parameter_groups(forward, network, config.optim), config.optim, process.device
+        ),
         schedule=build_schedule(config.optim, config.run.epochs, steps_per_epoch),
         precision=precision,
         scaler=torch.amp.GradScaler(process.device.type, enabled=precision.name == "fp16"),
