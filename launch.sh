@@ -56,11 +56,16 @@ show() { # COMMAND ...: print it, ready for a shell
 
 child=''   # the process that gets the signals
 stopped='' # the signal that is to end the run
+missed=''  # a signal that came while there was no child
 
 # shellcheck disable=SC2317 # the traps call it
 pass_on() { # SIGNAL
     stopped=$1
-    [[ -z $child ]] || kill -s "$1" "$child" 2> /dev/null || true
+    if [[ $child ]]; then
+        kill -s "$1" "$child" 2> /dev/null || true
+    else
+        missed=$1
+    fi
 }
 
 run() { # COMMAND ...: its exit status; it is a process group of its own, so that Ctrl-C reaches it once
@@ -69,7 +74,8 @@ run() { # COMMAND ...: its exit status; it is a process group of its own, so tha
     "$@" &
     child=$!
     set +m
-    [[ -z $stopped ]] || pass_on "$stopped" # it came before there was a child
+    [[ -z $missed ]] || pass_on "$missed" # once: what runs after a signal tells the other nodes of the end
+    missed=''
     wait "$child" || status=$?
     while kill -0 "$child" 2> /dev/null; do # a signal ended the wait
         status=0
@@ -130,6 +136,7 @@ find_processes() {
 
 status=0     # exit status of the last start
 again=yes    # whether this node would start (again)
+met=''       # whether the nodes have met
 restarts=0   # in a row
 last_step='' # where the last start began
 resume=()    # what a later start adds to the command line
@@ -149,10 +156,11 @@ meet() { # TRAINER'S ARGUMENTS ...: whether to start; sets where, or status
     if [[ $again && $stopped ]]; then
         again='' status=$(meaning 1)
     fi
-    if ((nodes == 1)); then
+    if ((nodes == 1)) || [[ $stopped && ! $met ]]; then
         [[ $again ]]
         return
     fi
+    [[ $again ]] || missed='' # this node ends anyhow
     local command=("$python" -m fasttrain.launch.rally --nodes "$nodes" --node "$node" --master "$master" --port "$port"
         --timeout "$join_timeout" --status "$status" ${again:+--again} -- "$processes" "$@")
     local words=(start RENDEZVOUS ADDRESS PORT INTERFACE) ended=0
@@ -167,6 +175,7 @@ meet() { # TRAINER'S ARGUMENTS ...: whether to start; sets where, or status
         [[ ${words[2]} != "$node" || ! -s $scratch/check ]] || cat "$scratch/check" >&2
         return 1
     fi
+    met=yes
     where=(--nnodes="$nodes" --node-rank="$node" --rdzv-id="${words[1]}"
         --rdzv-conf="timeout=$join_timeout" --master-addr="${words[2]}" --master-port="${words[3]}")
     network=(GLOO_SOCKET_IFNAME="${GLOO_SOCKET_IFNAME:-${words[4]}}"
@@ -291,7 +300,7 @@ for argument in "${@:2}"; do
     case $argument in -h | --help) exec "$python" -m fasttrain train "$@" ;; esac
 done
 scratch=$(mktemp -d)
-trap 'rm -rf "$scratch"' EXIT
+trap '[[ $BASHPID != "$$" ]] || rm -rf "$scratch"' EXIT # not in a child that a signal ends before its command
 trap 'pass_on TERM' TERM HUP
 trap 'pass_on INT' INT
 trap 'pass_on USR1' USR1

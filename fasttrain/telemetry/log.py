@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from .files import append_line, now
 from .folder import RunFolder
+
+
+class _Output(Console):
+    """A console whose reader may go away, as `| head` or a lost ssh does: no run ends by that."""
+
+    def on_broken_pipe(self) -> None:
+        """Print no more; log.txt keeps the lines."""
+        with suppress(SystemExit):
+            super().on_broken_pipe()
 
 
 class Log:
@@ -15,7 +26,7 @@ class Log:
     def __init__(self, folder: RunFolder | None) -> None:
         """`folder` is None on ranks that stay silent."""
         self.folder = folder
-        self.console = Console(quiet=folder is None, highlight=False, soft_wrap=True)
+        self.console = _Output(quiet=folder is None, highlight=False, soft_wrap=True)
         self.progress: Progress | None = None
         self.text = ""
 
