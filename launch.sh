@@ -297,7 +297,10 @@ whole JOIN_TIMEOUT "$join_timeout" 1
 whole REQUEUES "$requeues" 0
 find_python
 for argument in "${@:2}"; do
-    case $argument in -h | --help) exec "$python" -m fasttrain train "$@" ;; esac
+    case $argument in
+        -h | --help) exec "$python" -m fasttrain train "$@" ;;
+        --dry-run) fail 2 "--dry-run is behind $1; allowed: before the recipe" ;;
+    esac
 done
 scratch=$(mktemp -d)
 trap '[[ $BASHPID != "$$" ]] || rm -rf "$scratch"' EXIT # not in a child that a signal ends before its command

@@ -259,7 +259,7 @@ def _evaluate(rest: list[str]) -> None:
 
 
 def _write_verdict(verdict: Verdict, path: Path) -> None:
-    from .telemetry import write_json
+    from .telemetry.files import write_json
 
     try:
         write_json(path, asdict(verdict) | {"path": str(verdict.path)})

@@ -11,7 +11,7 @@ from rich.table import Table
 from .analysis.loafing import Series, draw_loafing, side_by_side
 from .analysis.output import finish, new_figure
 from .recipes import recipe
-from .telemetry import write_json
+from .telemetry.files import write_json
 from .trainer import Summary, train
 
 METHODS = {"CT": "demo-ct", "ST++": "demo"}

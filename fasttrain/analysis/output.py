@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ..errors import ConfigError
-from ..telemetry import write_json
+from ..telemetry.files import write_json
 
 Cell = str | float | int
 

@@ -11,7 +11,7 @@ from .. import checkpoint, distributed
 from ..config import Config
 from ..distributed import Process
 from ..errors import CheckpointError, ConfigError
-from ..telemetry import RunFolder
+from ..telemetry.folder import RunFolder
 from .archive import Archive, Found
 from .state import State
 from .writer import Writer

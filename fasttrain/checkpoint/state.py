@@ -29,7 +29,7 @@ from ..evaluation import Accuracy
 from ..models import StagedNetwork
 from ..pipelines.loader import TrainLoader
 from ..step import TrainStep
-from ..telemetry import Interval
+from ..telemetry.interval import Interval
 
 FREE_ON_RESUME = (
     *("recipe", "data.train", "data.val", "data.builtin", "data.threads", "data.prefetch"),
@@ -319,7 +319,7 @@ def check_settings(config: Config, recorded: Config) -> None:
     if differing:
         named = [f"{name} is {ours[name]!r}, was {theirs.get(name)!r}" for name in differing[:3]]
         raise ConfigError(
-            f"cannot resume with other settings: {', '.join(named)}; allowed: the run's own (fasttrain train "
+            f"cannot resume with other settings: {', '.join(named)}; allowed: the run's own (train "
             "RUN/config.json), or another --run.name for another run"
         )
 

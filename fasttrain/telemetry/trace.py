@@ -49,4 +49,4 @@ class Tracer:
         self.folder.mkdir(exist_ok=True)
         path = self.folder / f"steps-{self.first}-{self.done}.json.gz"
         profiler.export_chrome_trace(str(path))
-        return f"trace of steps {self.first} to {self.done}: {path}"
+        return f"trace of steps {self.first} to {self.done - 1}: {path}"

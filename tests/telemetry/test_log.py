@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from fasttrain.config import Config, Run
-from fasttrain.telemetry import Log, RunFolder
+from fasttrain.telemetry.folder import RunFolder
+from fasttrain.telemetry.log import Log
 
 
 def test_a_reader_that_goes_away_ends_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -37,7 +37,7 @@ def test_the_window_and_nothing_else(tmp_path: Path) -> None:
     tracer = Tracer("2:4", tmp_path / "trace", CPU)
     words = work(tracer, 6)
     path = tmp_path / "trace" / "steps-2-4.json.gz"
-    assert words == ["", "", "", "", f"trace of steps 2 to 4: {path}", ""]
+    assert words == ["", "", "", "", f"trace of steps 2 to 3: {path}", ""]
     assert traced(path) == ["work 2", "work 3"]
     assert tracer.close() == ""
 
