@@ -58,8 +58,7 @@ def close(ours: Accuracy, theirs: Accuracy) -> bool:
 def test_the_loss_may_see_normalized_logits(network: StagedNetwork) -> None:
     batches = labelled(2)
     raw, normalized = (
-        evaluate(network, [network.full], batches, FP32, normalize=kind)[0]  # type: ignore[arg-type]
-        for kind in ("none", "layer_norm")
+        evaluate(network, [network.full], batches, FP32, normalize=kind)[0] for kind in ("none", "layer_norm")
     )
     with torch.no_grad():
         logits = torch.cat([network.eval()(images) for images, _ in batches])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import fields, replace
 from typing import Any
 
@@ -15,7 +16,7 @@ from fasttrain.config import Config, Method, to_dict
 from fasttrain.errors import ConfigError
 from fasttrain.recipes import RECIPES, recipe
 from fasttrain.recipes.imagenet import FAST_SIZES
-from tests.test_cli import run
+from tests.test_cli import ROOT, run
 
 KL = "--norm_kd"
 SMALL = "--Snet_Dtrans"
@@ -307,6 +308,13 @@ def test_the_command_prints_what_it_would_run(capsys: pytest.CaptureFixture[str]
     )
     assert err == "notice: --UT changes nothing: it is always on\n"
     assert json.loads(run(capsys, "show", "rn50-stpp-a1-published")[1])["recipe"] == "rn50-stpp-a1-published"
+
+
+def test_the_readmes_example_prints_what_it_shows(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = (ROOT / "README.md").read_text().splitlines()
+    (first,) = (index for index, line in enumerate(lines) if line.startswith(".venv/bin/fasttrain nips22 "))
+    status, out, err = run(capsys, *shlex.split(lines[first])[1:])
+    assert (status, out, err) == (0, f"{lines[first + 1]}\n", "")
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,9 @@ from tests.test_trainer import write_images
 
 FLAGS = (
     "--epoch 1 --batch_size 4 --train_crop_size 32 --val_crop_size 32 --val_resize_size 36 --mini_size 1 "
-    "--norm_kd --norm_kd_type v1 --norm_kd_test --multi_Snet 2 --direct_KD_esm --Snet_Dtrans --Dtrans Dtrans15 "
-    "--same_mscale_image --mix mixup --train_trans with_UA --lr 0.001 --min_lr --min_lr_coef 0.5 --kl_rcos"
+    "--norm_kd --norm_kd_type v1 --norm_kd_test --multi_Snet 2 --direct_KD_esm --Snet_Dtrans "
+    "--Dtrans Dtrans15 --same_mscale_image --mix mixup --train_trans with_UA --lr 0.001 --min_lr "
+    "--min_lr_coef 0.5 --kl_rcos"
 )
 
 
@@ -44,7 +45,7 @@ def test_the_published_flags_train(
 
     status, _, err = run(capsys, *words)
     assert status == 2
-    assert "run.resume is 'never'" in err or "exists" in err
+    assert "runs/first exists and run.resume is 'never'" in err
     status, out, _ = run(capsys, *words, "--resume")
     assert status == 0
     assert "finished" in out

@@ -378,4 +378,4 @@ def test_wrong_policies_are_refused() -> None:
         Data(policy_magnitude=30)
     for options in ({"colour": "folded", "lighting": 0}, {"lighting": 0.1}):
         with pytest.raises(ConfigError, match=r"data\.policy_last is True; allowed: True with colour exact"):
-            Data(policy="trivialaugment", policy_last=True, **options)  # type: ignore[arg-type]
+            Data(policy="trivialaugment", policy_last=True, **options)

@@ -15,7 +15,13 @@ from ...recipes.imagenet import as_fast, as_published, rn50_ct_200
 from .flags import OF_MINI_SIZE, Flags, parse
 from .notices import notices, scales_by_teacher, trains_subnets
 
-_SUPERVISION = {"default": "kl", "CE": "ce_teacher", "CE_target": "ce_target", "DKD": "dkd", "MSE": "mse"}
+_SUPERVISION: dict[str, Any] = {
+    "default": "kl",
+    "CE": "ce_teacher",
+    "CE_target": "ce_target",
+    "DKD": "dkd",
+    "MSE": "mse",
+}
 _NORMALIZATION = {"default": "layer_norm", "v1": "layer_norm", "v2": "l2"}
 _RESOS = (128, 160, 192, 224)
 """`resos` of configs/resnet50_randwidth.yml, pixels."""
@@ -85,8 +91,8 @@ def equivalent(argv: Sequence[str], data: str = "", *, fast: bool = False) -> Eq
     told = list(notices(parsed))
     config = to_config(parsed.flags)
     if data:
-        images = {name: str(Path(data, name)) for name in ("train", "val")}
-        config = replace(config, data=replace(config.data, **images))
+        train, val = (str(Path(data, name)) for name in ("train", "val"))
+        config = replace(config, data=replace(config.data, train=train, val=val))
     if fast:
         told += _kept_from_fast(config)
         config = as_fast(config)
@@ -160,13 +166,11 @@ def _stimulative(flags: Flags, resizes: tuple[int, ...]) -> Method:
 
 
 def _main_resizes(flags: Flags) -> tuple[int, ...]:
-    crop, sides = flags.train_crop_size, ()
-    if flags.max_size != 1:
-        sides = (crop, int(crop * flags.max_size))
-    if flags.same_mscale_image:
-        smaller = _smaller_sides(flags)
-        sides += (smaller.start, smaller.stop - 1)
-    return sides
+    """The sides that the main network's images are drawn from, in pairs."""
+    crop = flags.train_crop_size
+    larger = (crop, int(crop * flags.max_size)) if flags.max_size != 1 else ()
+    smaller = _smaller_sides(flags)
+    return (*larger, *((smaller.start, smaller.stop - 1) if flags.same_mscale_image else ()))
 
 
 def _smaller_sides(flags: Flags) -> range:
