@@ -12,7 +12,7 @@ from ...config import Config, Data, Evaluation, Method, Model, Optim, Run
 from ...errors import ConfigError
 from ...recipes import RECIPES
 from ...recipes.imagenet import as_fast, as_published, rn50_ct_200
-from .flags import OF_MINI_SIZE, Flags, parse
+from .flags import CUTMIX, MIXUP, OF_MINI_SIZE, Flags, parse
 from .notices import notices, scales_by_teacher, trains_subnets
 
 _SUPERVISION: dict[str, Any] = {
@@ -52,13 +52,6 @@ _POLICY: dict[str, dict[str, Any]] = {
     "with_RE": {"erase": 0.5},
 }
 _ONE_AT_9_OF_30 = {"policy_operations": 1, "policy_magnitude": 3.0, "policy_deviation": 0.0}
-_WITHOUT_FILE = {
-    "cutmix-torch": ("torch_mixup", "cutmix"),
-    "mixup-torch": ("torch_mixup", "mixup"),
-    "mixup-cutmix-torch": ("torch_mixup", ""),
-    "mixup-cutmix-timm": ("timm_mixup", ""),
-}
-"""Mixes that import a file which the published repository lacks, and the one that is alike."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +113,8 @@ def to_config(flags: Flags) -> Config:
     except ConfigError as error:
         raise ConfigError(f"published flags that amount to what is refused: {error}") from None
     evaluation = replace(config.evaluation, reestimate=not flags.no_rebn)
-    return replace(config, evaluation=evaluation)
+    data = replace(config.data, drop_last=flags.mix == "mixup-cutmix-timm")  # its loader alone does
+    return replace(config, data=data, evaluation=evaluation)
 
 
 def to_method(flags: Flags) -> Method:
@@ -178,12 +172,8 @@ def _smaller_sides(flags: Flags) -> range:
 
 
 def _data(flags: Flags) -> Data:
-    if flags.mix in _WITHOUT_FILE:
-        file, alike = _WITHOUT_FILE[flags.mix]
-        raise ConfigError(
-            f"--mix {flags.mix} imports {file}.py, which the published repository lacks; allowed: default, "
-            f"cutmix, mixup{f' ({alike} does what the name says)' if alike else ''}"
-        )
+    if flags.mix in MIXUP[:-1] and flags.mixup_alpha <= 0:  # timm's then mixes by CutMix alone
+        raise ConfigError(f"--mixup_alpha is {flags.mixup_alpha:g}; allowed: above 0 with --mix {flags.mix}")
     if flags.workers < 0:
         raise ConfigError(f"--workers is {flags.workers}; allowed: 0 or more")
     policy = dict(_POLICY[flags.train_trans])
@@ -199,8 +189,8 @@ def _data(flags: Flags) -> Data:
         published_lighting=True,
         val_resize=flags.val_resize_size,
         val_crop=flags.val_crop_size,
-        mixup=flags.mixup_alpha if flags.mix == "mixup" else 0.0,
-        cutmix=1.0 if flags.mix == "cutmix" else 0.0,
+        mixup=flags.mixup_alpha if flags.mix in MIXUP else 0.0,
+        cutmix=1.0 if flags.mix in CUTMIX else 0.0,
         threads=0 if flags.workers == Flags().workers else max(1, flags.workers),
         **policy,
     )
