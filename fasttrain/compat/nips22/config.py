@@ -161,21 +161,30 @@ def _stimulative(flags: Flags, resizes: tuple[int, ...]) -> Method:
 
 def _main_resizes(flags: Flags) -> tuple[int, ...]:
     """The sides that the main network's images are drawn from, in pairs."""
-    crop = flags.train_crop_size
-    larger = (crop, int(crop * flags.max_size)) if flags.max_size != 1 else ()
-    smaller = _smaller_sides(flags)
-    return (*larger, *((smaller.start, smaller.stop - 1) if flags.same_mscale_image else ()))
+    pairs: list[int] = []
+    if flags.max_size != 1:
+        _check("max_size", flags.max_size, 1, 16)
+        pairs += flags.train_crop_size, int(flags.train_crop_size * flags.max_size)
+    if flags.same_mscale_image:
+        smaller = _smaller_sides(flags)
+        pairs += smaller.start, smaller.stop - 1
+    return tuple(pairs)
 
 
 def _smaller_sides(flags: Flags) -> range:
+    _check("mini_size", flags.mini_size, 0, 1)
     return range(int(flags.train_crop_size * flags.mini_size), flags.train_crop_size + 1)
+
+
+def _check(name: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:
+        raise ConfigError(f"--{name} is {value:g}; allowed: {low:g} to {high:g}")
 
 
 def _data(flags: Flags) -> Data:
     if flags.mix in MIXUP[:-1] and flags.mixup_alpha <= 0:  # timm's then mixes by CutMix alone
         raise ConfigError(f"--mixup_alpha is {flags.mixup_alpha:g}; allowed: above 0 with --mix {flags.mix}")
-    if flags.workers < 0:
-        raise ConfigError(f"--workers is {flags.workers}; allowed: 0 or more")
+    _check("workers", flags.workers, 0, 1024)
     policy = dict(_POLICY[flags.train_trans])
     if "policy" in policy:
         policy |= {"policy_last": True, "policy_fill": 0}
@@ -212,6 +221,8 @@ def _evaluation(flags: Flags) -> Evaluation:
 
 def _run(flags: Flags) -> Run:
     folder = Path(flags.exp)
+    if not folder.name:
+        raise ConfigError(f"--exp is {flags.exp!r}; allowed: the run's name, or a path that ends in it")
     return Run(
         name=folder.name,
         folder=str(folder.parent) if len(folder.parts) > 1 else Run().folder,

@@ -101,6 +101,7 @@ def _differences(flags: Flags) -> tuple[tuple[bool, str], ...]:
         ),
         (
             flags.mix != "default",
-            "images are mixed in pairs of neighbours; there with the one before, or timm's with the last's",
+            "images are mixed in pairs of neighbours; there each with the one before it (timm's: with "
+            "the batch reversed)",
         ),
     )
