@@ -3,7 +3,7 @@
 #
 # check the command line, in one process
 # until the run has ended:
-#     all nodes meet and agree on a new start         # fasttrain.rally; one node agrees with itself
+#     all nodes meet and agree on a new start         # fasttrain.launch.rally; one node agrees with itself
 #     torchrun, or one process                        # signals are passed on to it
 #     exit status <- the cause, from the status file  # torchrun makes 1 of every failure
 #     again, after a crash or a hang that gained a step
@@ -117,8 +117,8 @@ find_nodes() {
 
 find_processes() {
     local facts cores
-    mapfile -t facts < <("$python" -m fasttrain.torchrun)
-    ((${#facts[@]})) || fail 1 "$python -m fasttrain.torchrun failed"
+    mapfile -t facts < <("$python" -m fasttrain.launch.torchrun)
+    ((${#facts[@]})) || fail 1 "$python -m fasttrain.launch.torchrun failed"
     processes=${PROCESSES:-${facts[0]}}
     whole PROCESSES "$processes" 1 65536
     options=("${facts[@]:1}")
@@ -153,7 +153,7 @@ meet() { # TRAINER'S ARGUMENTS ...: whether to start; sets where, or status
         [[ $again ]]
         return
     fi
-    local command=("$python" -m fasttrain.rally --nodes "$nodes" --node "$node" --master "$master" --port "$port"
+    local command=("$python" -m fasttrain.launch.rally --nodes "$nodes" --node "$node" --master "$master" --port "$port"
         --timeout "$join_timeout" --status "$status" ${again:+--again} -- "$processes" "$@")
     local words=(start RENDEZVOUS ADDRESS PORT INTERFACE) ended=0
     if [[ $dry ]]; then
@@ -176,7 +176,7 @@ meet() { # TRAINER'S ARGUMENTS ...: whether to start; sets where, or status
 start() { # TRAINER'S ARGUMENTS ...: train until it ends; sets status
     local command=("$python" -m fasttrain train) ended=0
     if ((nodes * processes > 1)); then # after `--` torchrun leaves the trainer's flags alone
-        command=("$python" -m fasttrain.torchrun "${where[@]}" --nproc-per-node="$processes"
+        command=("$python" -m fasttrain.launch.torchrun "${where[@]}" --nproc-per-node="$processes"
             --max-restarts=0 "${options[@]}" --module -- fasttrain train)
     fi
     command=(env OMP_NUM_THREADS="$OMP_NUM_THREADS" FASTTRAIN_STATUS="$scratch/status" "${network[@]}"

@@ -20,15 +20,15 @@ import numpy as np
 import torch
 
 from fasttrain import build
-from fasttrain.archive import Archive
+from fasttrain.checkpoint.archive import Archive
+from fasttrain.checkpoint.state import State
+from fasttrain.checkpoint.writer import Writer
 from fasttrain.config import Config
 from fasttrain.distributed import Process
 from fasttrain.hardware import choose_precision, configure_backends
 from fasttrain.pipelines.loader import TrainLoader
 from fasttrain.recipes import recipe
-from fasttrain.state import State
 from fasttrain.telemetry import Interval
-from fasttrain.writer import Writer
 
 from . import measure
 from .arguments import Parser, check_least

@@ -104,6 +104,38 @@ def data_table(folder: Path) -> list[list[str]]:
     return lines
 
 
+def save_table(folder: Path) -> list[list[str]]:
+    """Steps without and with a checkpoint in flight, and what it takes: medians."""
+    rows = read(folder / "save.csv")
+    medians = _medians(rows)
+    header = ["recipe", "crop, batch", "step alone, ms", "with a save in flight, ms", "delay"]
+    header += ["snapshot, ms", "written in, s"]
+    cells = [f"{1e3 * medians[metric]:.0f}" for metric in ("quiet", "saving")]
+    cells += [f"{medians['delay']:.1f} %", f"{1e3 * medians['snapshot']:.0f}", f"{medians['writing']:.1f}"]
+    return [header, ["---"] * len(header), [*_job(rows[0]), *cells]]
+
+
+def wait_table(folder: Path) -> list[list[str]]:
+    """Steps on a batch that stays and on the pipeline's, medians over the rounds."""
+    rows = read(folder / "wait.csv")
+    medians = _medians(rows)
+    header = ["recipe", "crop, batch", "a batch that stays, ms", "with the pipeline, ms", "waiting"]
+    cells = [f"{1e3 * medians[metric]:.0f}" for metric in ("resident", "loaded")]
+    return [header, ["---"] * len(header), [*_job(rows[0]), *cells, f"{medians['waiting']:.2f} %"]]
+
+
+def _medians(rows: list[dict[str, str]]) -> dict[str, float]:
+    """Metric to the median of its values."""
+    values: dict[str, list[float]] = defaultdict(list)
+    for row in rows:
+        values[row["metric"]].append(float(row["value"]))
+    return {metric: median(own) for metric, own in values.items()}
+
+
+def _job(row: dict[str, str]) -> list[str]:
+    return [f"`{row['recipe']}`", f"{row['crop']}, {row['batch']}"]
+
+
 def walk_table(folder: Path) -> list[list[str]]:
     """All subnets in one walk against one by one."""
     rows = read(folder / "walk.csv")
@@ -220,6 +252,8 @@ TABLES: dict[str, Callable[[Path], list[list[str]]]] = {
     "checks": checks_table,
     "walk": walk_table,
     "data": data_table,
+    "save": save_table,
+    "wait": wait_table,
     "kernels": kernels_table,
     "study": study_table,
     "demo": demo_table,

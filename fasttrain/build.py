@@ -12,7 +12,7 @@ from .checkpoint import load_weights
 from .config import Config, Method
 from .distributed import Process
 from .errors import ConfigError
-from .finite import LateCheck, StatisticsGuard
+from .guards.finite import LateCheck, StatisticsGuard
 from .hardware import Precision, choose_batch_norm, choose_conv1x1, choose_kernels, choose_precision
 from .kernels.normalized_loss import IN_TRITON
 from .kernels.runtime import Kernels

@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 import tyro
 from rich.console import Console
 
-from . import signals
 from .config import Config, to_dict
 from .errors import INTERRUPTED, ConfigError, RunError
-from .orphans import end_with_launcher
+from .guards import signals
+from .launch.orphans import end_with_launcher
+from .launch.status import tell_exit
 from .recipes import RECIPES, describe, recipe
-from .status import tell_exit
 
 if TYPE_CHECKING:
     from .reevaluate import Verdict
@@ -184,7 +184,7 @@ def _check(rest: list[str]) -> None:
         else:
             others.append(word)
     config = _configure("check", others)
-    from .preflight import check_run
+    from .launch.preflight import check_run
 
     for line in check_run(config, counts["--processes"], counts["--nodes"]):
         print(line)
@@ -220,7 +220,7 @@ def _evaluate(rest: list[str]) -> None:
         raise ConfigError(
             f"--subnets {options.subnets} --batch {options.batch}; allowed: at least -1, at least 0"
         )
-    from .archive import Archive
+    from .checkpoint.archive import Archive
     from .reevaluate import evaluate_checkpoint
     from .trainer import subnets_line
 

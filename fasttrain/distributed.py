@@ -20,9 +20,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from .config import Run
 from .errors import ConfigError, DistributedError, Interrupted, Preempted, RunError, error_of
+from .guards.watchdog import PATIENCE
 from .hardware import choose_device
 from .models import StagedNetwork, TreeForward, batch_norms
-from .watchdog import PATIENCE
 
 
 @dataclass(frozen=True, slots=True)

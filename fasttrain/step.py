@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from .finite import LateCheck, StatisticsGuard, gradient_norm, guarded_step
+from .guards.finite import LateCheck, StatisticsGuard, gradient_norm, guarded_step
 from .hardware import Precision
 from .kernels.normalized_loss import StimulativeLoss
 from .methods import Method, Pass, Plan

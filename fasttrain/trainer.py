@@ -28,8 +28,10 @@ from typing import TypeVar
 
 from torch import Tensor
 
-from . import build, distributed, loading, signals, status
+from . import build, distributed, loading
 from .announcement import announce
+from .checkpoint.keeper import Keeper
+from .checkpoint.state import Position, State, seed_process
 from .config import Config
 from .distributed import Agreement, Process
 from .errors import Interrupted, NonFiniteError, Preempted, RunError
@@ -41,15 +43,15 @@ from .evaluation import (
     evaluate_subnets,
     use_statistics,
 )
-from .failures import explained
+from .guards import signals
+from .guards.failures import explained
+from .guards.signals import Request, Signals
+from .guards.watchdog import Watchdog
 from .hardware import choose_precision, configure_backends
-from .keeper import Keeper
+from .launch import status
 from .models import StagedNetwork
 from .pipelines.loader import EvalLoader
-from .signals import Request, Signals
-from .state import Position, State, seed_process
 from .telemetry import Interval, Log, Reporter, RunFolder, check_sinks
-from .watchdog import Watchdog
 
 Item = TypeVar("Item")
 

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from fasttrain import build, checkpoint, loading
-from fasttrain.archive import Archive
+from fasttrain.checkpoint.archive import Archive
 from fasttrain.config import Config, Model
 from fasttrain.distributed import Process
 from fasttrain.errors import CheckpointError, ConfigError, DataError, NonFiniteError
@@ -477,3 +477,16 @@ def test_the_configuration_fuses_convolutions() -> None:
         network("resnet18", **reference)
     with pytest.raises(ConfigError, match=r"model.conv1x1 is 'triton'; allowed with batch norm torch: torch"):
         network("resnet50", conv1x1="triton", batch_norm="torch")
+
+
+def test_the_clock_saves_within_an_epoch(images: Path, tmp_path: Path) -> None:
+    """After a tiny part of a minute, unless 0 turns the clock off."""
+    kept = {}
+    for minutes in (1e-9, 0.0):
+        name = f"after-{minutes}"
+        run = {"epochs": 1, "max_steps": 4, "keep": 50, "name": name, "save_minutes": minutes}
+        changes = {"evaluation": {"subnets": 0}, "data": {"val": ""}, "run": run}
+        train(configure(images, tmp_path, **changes))
+        kept[minutes] = {path.stem for path in (tmp_path / name / "checkpoints").glob("step-*.pt")}
+    assert kept[0.0] == {"step-00000004"}
+    assert kept[1e-9] > kept[0.0]

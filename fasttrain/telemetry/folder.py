@@ -13,7 +13,7 @@ from typing import Any, TextIO
 
 from ..config import Config, to_dict
 from ..errors import ConfigError
-from ..lock import lock
+from ..guards.lock import lock
 from .environment import environment
 from .files import append_line, now, read_json, replace_text, to_json, write_json
 

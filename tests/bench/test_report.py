@@ -61,6 +61,18 @@ def test_kernels_and_walk(results: Path) -> None:
     assert tables.walk_table(results)[2:] == [["resnet50, default", "6.50", "7.25", "224", "8"]]
 
 
+def test_saving_and_waiting(results: Path) -> None:
+    header = "recipe,crop,batch,metric,value\n"
+    saving = {"quiet": 0.5, "saving": 0.6, "snapshot": 0.03, "writing": 2, "delay": 20}
+    lines = [f"net,224,8,{metric},{value}\n" for metric, value in saving.items()]
+    (results / "save.csv").write_text(header + "".join(lines) + "net,224,8,snapshot,0.05\n")
+    cells = ["`net`", "224, 8", "500", "600", "20.0 %", "40", "2.0"]
+    assert tables.save_table(results)[2:] == [cells]
+    waits = [("resident", 1), ("loaded", 1.5), ("waiting", 0.25), ("waiting", 0.5), ("cost", 33)]
+    (results / "wait.csv").write_text(header + "".join(f"net,200,8,{m},{v}\n" for m, v in waits))
+    assert tables.wait_table(results)[2:] == [["`net`", "200, 8", "1000", "1500", "0.38 %"]]
+
+
 def write_study(folder: Path) -> None:
     lines = ["bench,method,seed,metric,value,model,images,crop,epochs"]
     for seed in (0, 1, 2):

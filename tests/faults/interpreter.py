@@ -21,9 +21,9 @@ CALLS = Path(os.environ["CALLS"])
 def main(arguments: list[str]) -> None:
     """Do as the interpreter would for `arguments`."""
     module = arguments[1] if arguments[0] == "-m" else ""
-    if module in ("", "fasttrain.rally"):
+    if module in ("", "fasttrain.launch.rally"):
         os.execv(sys.executable, [sys.executable, *arguments])
-    if arguments == ["-m", "fasttrain.torchrun"]:
+    if arguments == ["-m", "fasttrain.launch.torchrun"]:
         print("2\n--known=1")
         return
     names = ("FASTTRAIN_STATUS", "OMP_NUM_THREADS", "GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")

@@ -78,7 +78,7 @@ def test_a_run_that_is_done(launcher: Launcher, processes: str) -> None:
         "1",
     ]
     assert start["arguments"][-4:] == ["train", "demo", "--run.epochs", "3"]
-    assert ("fasttrain.torchrun" in start["arguments"]) == (processes == "2")
+    assert ("fasttrain.launch.torchrun" in start["arguments"]) == (processes == "2")
     assert start["GLOO_SOCKET_IFNAME"] == "lo"
     assert not Path(start["FASTTRAIN_STATUS"]).parent.exists()
 
@@ -257,7 +257,7 @@ def test_a_dry_run_prints_and_runs_nothing(launcher: Launcher) -> None:
     many = {"NNODES": "2", "NODE_RANK": "1", "MASTER_ADDR": "10.0.0.1"}
     got, output = launcher.run("--dry-run", "demo", **many)
     assert got == 0
-    assert "fasttrain.rally --nodes 2 --node 1 --master 10.0.0.1 --port 29400" in output
+    assert "fasttrain.launch.rally --nodes 2 --node 1 --master 10.0.0.1 --port 29400" in output
     assert "--nnodes=2 --node-rank=1 --rdzv-id=RENDEZVOUS" in output
     got, output = launcher.run("--dry-run", "demo", SLURM_JOB_ID="7", SLURM_NNODES="2")
     assert output.splitlines()[1].startswith("srun --nodes=2 --ntasks=2 --ntasks-per-node=1 bash ")

@@ -50,7 +50,7 @@ def workers(arena: Arena, *, agent: bool) -> list[int]:
     found = []
     for process in arena.processes():
         words = Path(f"/proc/{process}/cmdline").read_bytes().split(b"\0")
-        is_agent = b"fasttrain.torchrun" in words
+        is_agent = b"fasttrain.launch.torchrun" in words
         if b"train" in words and is_agent == agent and not words[0].endswith((b"bash", b"env")):
             found.append(process)
     return found
@@ -148,7 +148,7 @@ def test_flags_that_torchrun_knows_reach_the_trainer(arena: Arena) -> None:
     flags = ["--max", "x", "--log", "x", "--local", "x", "--role", "x", "-m", "x"]
     program = "import sys, json; print(json.dumps(sys.argv[1:]))"
     (arena.folder / "show_flags.py").write_text(program)
-    command = [sys.executable, "-m", "fasttrain.torchrun", "--standalone", "--local-addr=127.0.0.1"]
+    command = [sys.executable, "-m", "fasttrain.launch.torchrun", "--standalone", "--local-addr=127.0.0.1"]
     job = arena.start(
         [*command, "--nproc-per-node=1", "--module", "--", "show_flags", *flags],
         {"PYTHONPATH": f"{arena.folder}:{ROOT}"},

@@ -127,7 +127,7 @@ def test_a_partition_ends_both_and_the_run_goes_on(
     wait_for_step(jobs, tmp_path / "run", 6)
     pair.link("down")
     began = time.monotonic()
-    while any(b"fasttrain.torchrun" in command(process) for process in arena.processes()):
+    while any(b"fasttrain.launch.torchrun" in command(process) for process in arena.processes()):
         assert time.monotonic() - began < PAUSE + timeout + 10, "\n".join(job.output for job in jobs)
         time.sleep(0.2)
     assert [job.wait() for job in jobs] == [[7], [7]], "\n".join(job.output for job in jobs)

@@ -115,11 +115,11 @@ def _record(global_step: int, images: Any) -> None:
 
 def _install_save_fault(what: str, point: str, at: int) -> None:
     """Of the checkpoint files alone, which are told by their names."""
-    from fasttrain import checkpoint
-    from fasttrain.archive import Archive
+    from fasttrain.checkpoint import file
+    from fasttrain.checkpoint.archive import Archive
 
     saves, size = 0, 0
-    save, write, replace = Archive.save, checkpoint._Hashed.write, os.replace
+    save, write, replace = Archive.save, file._Hashed.write, os.replace
 
     def counted(self: Any, *arguments: Any, **named: Any) -> None:
         nonlocal saves, size
@@ -148,13 +148,13 @@ def _install_save_fault(what: str, point: str, at: int) -> None:
             FAULTS[what]()
 
     _put(Archive, save=counted)
-    _put(checkpoint._Hashed, write=faulty_write)
-    _put(checkpoint.os, replace=faulty_replace)
+    _put(file._Hashed, write=faulty_write)
+    _put(file.os, replace=faulty_replace)
 
 
 def _install_forgetting(what: str) -> None:
     """A resume that leaves a part of the state as a new process has it."""
-    from fasttrain import state
+    from fasttrain.checkpoint import state
     from fasttrain.pipelines.loader import TrainLoader
 
     restore = state.State.restore
@@ -222,7 +222,7 @@ class _AfterImport(importlib.abc.MetaPathFinder):
     """Calls `install` once the trainer, or the check before it, has been imported."""
 
     def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> Any:
-        if name not in ("fasttrain.trainer", "fasttrain.preflight"):
+        if name not in ("fasttrain.trainer", "fasttrain.launch.preflight"):
             return None
         sys.meta_path.remove(self)
         spec = importlib.machinery.PathFinder.find_spec(name, path)

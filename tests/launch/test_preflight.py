@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from fasttrain import preflight
 from fasttrain.cli import main
 from fasttrain.config import Config
-from fasttrain.lock import lock, look
+from fasttrain.guards.lock import lock, look
+from fasttrain.launch import preflight
+from fasttrain.launch.torchrun import options
 from fasttrain.models import create_model
-from fasttrain.torchrun import options
 from tests.faults.harness import write_images
 
 
@@ -143,7 +143,7 @@ def test_torchrun_binds_to_numa_nodes_where_there_are_several(
 def test_a_launched_process_ends_with_its_parent(launched: bool) -> None:
     """Killed with its launcher, whereas one that was started by hand stays."""
     child = (
-        "import time; from fasttrain.orphans import end_with_launcher; end_with_launcher();"
+        "import time; from fasttrain.launch.orphans import end_with_launcher; end_with_launcher();"
         "print('ready', flush=True); time.sleep(3); print('alive', flush=True)"
     )
     parent = (

@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from . import checkpoint
-from .checkpoint import manifest_of
-from .errors import CheckpointError
+from .. import checkpoint
+from ..checkpoint import manifest_of
+from ..errors import CheckpointError
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,19 +13,19 @@ from pathlib import Path
 
 import torch
 
-from . import build, loading
-from .archive import Archive
-from .checkpoint import decode, load_state, restoring
-from .config import Config
-from .distributed import Process, local_batch
-from .errors import ConfigError
-from .hardware import choose_device, choose_precision
-from .keeper import find_checkpoint
-from .lock import look
-from .models import StagedNetwork
-from .pipelines.digits import CLASSES
-from .state import check_fits
-from .telemetry import RunFolder
+from .. import build, loading
+from ..checkpoint import decode, load_state, restoring
+from ..checkpoint.archive import Archive
+from ..checkpoint.keeper import find_checkpoint
+from ..checkpoint.state import check_fits
+from ..config import Config
+from ..distributed import Process, local_batch
+from ..errors import ConfigError
+from ..guards.lock import look
+from ..hardware import choose_device, choose_precision
+from ..models import StagedNetwork
+from ..pipelines.digits import CLASSES
+from ..telemetry import RunFolder
 
 
 def check_run(config: Config, processes: int = 0, nodes: int = 1) -> list[str]:

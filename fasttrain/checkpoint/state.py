@@ -21,15 +21,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from . import checkpoint, distributed
-from .config import Config, from_dict, to_dict
-from .distributed import Process
-from .errors import CheckpointError, ConfigError
-from .evaluation import Accuracy
-from .models import StagedNetwork
-from .pipelines.loader import TrainLoader
-from .step import TrainStep
-from .telemetry import Interval
+from .. import checkpoint, distributed
+from ..config import Config, from_dict, to_dict
+from ..distributed import Process
+from ..errors import CheckpointError, ConfigError
+from ..evaluation import Accuracy
+from ..models import StagedNetwork
+from ..pipelines.loader import TrainLoader
+from ..step import TrainStep
+from ..telemetry import Interval
 
 FREE_ON_RESUME = (
     *("recipe", "data.train", "data.val", "data.builtin", "data.threads", "data.prefetch"),

@@ -16,8 +16,8 @@ from contextlib import contextmanager, suppress
 from enum import IntEnum
 from types import FrameType
 
-from .errors import Interrupted, Preempted, RunError
-from .status import tell_exit
+from ..errors import Interrupted, Preempted, RunError
+from ..launch.status import tell_exit
 
 AGAIN = 3.0
 """Seconds within which signals count as one: torchrun, srun and launch.sh each forward theirs."""

@@ -9,8 +9,8 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from .errors import DistributedError
-from .status import tell_exit
+from ..errors import DistributedError
+from ..launch.status import tell_exit
 
 PATIENCE = 10
 """Times the step timeout that saving and one batch of an evaluation may take."""

@@ -10,7 +10,7 @@ from fasttrain import build
 from fasttrain.config import Config, Data, Method, Optim, Run
 from fasttrain.distributed import Process
 from fasttrain.errors import NonFiniteError
-from fasttrain.finite import LateCheck, gradient_norm
+from fasttrain.guards.finite import LateCheck, gradient_norm
 from fasttrain.hardware import Precision
 from fasttrain.step import StepResult, TrainStep
 from tests.networks import tiny_images, tiny_resnet

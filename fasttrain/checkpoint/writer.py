@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 
-from .errors import CheckpointError
+from ..errors import CheckpointError
 
 
 class Writer:

@@ -1,4 +1,4 @@
-"""Where the launchers of several nodes meet before each start of torchrun: `python -m fasttrain.rally`.
+"""Where the launchers of several nodes meet before each start: `python -m fasttrain.launch.rally`.
 
 Node 0 listens at MASTER_PORT and the others connect, each with its rank, its command line and how its last
 start ended. When all are there, node 0 decides for all: a new start, with a new rendezvous id and the address
@@ -24,8 +24,8 @@ from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from . import __version__
-from .errors import ConfigError, DistributedError, RunError
+from .. import __version__
+from ..errors import ConfigError, DistributedError, RunError
 
 LONGEST = 4096
 """Bytes of a message at most."""
@@ -241,7 +241,7 @@ def interface_of(address: str) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Meet; prints `start RENDEZVOUS ADDRESS PORT INTERFACE` or `end STATUS CAUSE`."""
-    parser = argparse.ArgumentParser(prog="python -m fasttrain.rally")
+    parser = argparse.ArgumentParser(prog="python -m fasttrain.launch.rally")
     for name in ("nodes", "node", "port", "status"):
         parser.add_argument(f"--{name}", type=int, required=True)
     parser.add_argument("--master", required=True)

@@ -7,13 +7,13 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from . import checkpoint, distributed
+from .. import checkpoint, distributed
+from ..config import Config
+from ..distributed import Process
+from ..errors import CheckpointError, ConfigError
+from ..telemetry import RunFolder
 from .archive import Archive, Found
-from .config import Config
-from .distributed import Process
-from .errors import CheckpointError, ConfigError
 from .state import State
-from .telemetry import RunFolder
 from .writer import Writer
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from .errors import NonFiniteError
+from ..errors import NonFiniteError
 
 
 def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:

@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TextIO
 
-from .errors import ConfigError
+from ..errors import ConfigError
 
 
 def lock(folder: Path) -> TextIO | None:

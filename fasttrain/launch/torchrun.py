@@ -1,4 +1,4 @@
-"""Torchrun as launch.sh starts it, in few words: `python -m fasttrain.torchrun ARGUMENTS`.
+"""Torchrun as launch.sh starts it, in few words: `python -m fasttrain.launch.torchrun ARGUMENTS`.
 
 Without arguments it prints what launch.sh wants to know of this machine and its torch: the number of
 processes (one per GPU, else 1), then the options that are right here, one per line.

@@ -7,9 +7,9 @@ from contextlib import contextmanager
 
 import torch
 
-from . import distributed
-from .config import Run
-from .errors import DistributedError, OutOfMemoryError
+from .. import distributed
+from ..config import Run
+from ..errors import DistributedError, OutOfMemoryError
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 
 from fasttrain.errors import ConfigError, DistributedError
-from fasttrain.rally import LONGEST, Node, decide, host, interface_of, visit
+from fasttrain.launch.rally import LONGEST, Node, decide, host, interface_of, visit
 from tests.faults.harness import free_port
 
 OWN = Node(node=0, nodes=2, command="a", status=0, again=True)

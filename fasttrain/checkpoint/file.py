@@ -21,7 +21,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor, nn
 
-from .errors import CheckpointError, ConfigError, RunError
+from ..errors import CheckpointError, ConfigError, RunError
 
 FORMAT = 2
 CONTENTS = {

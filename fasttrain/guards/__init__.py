@@ -1,0 +1,1 @@
+"""What a run is guarded against: signals, silence, values that are not finite, failures, a second process."""
