@@ -199,6 +199,7 @@ def test_notices_are_one_line_each_and_say_why() -> None:
     for flags, words in (
         ("--resume", "newest checkpoint"),
         ("--no_rebn", "running batch-norm statistics"),
+        ("--no_rebn --kl_coef 0", "the subnets' passes enter too"),
         ("--mix cutmix-torch", "pairs of neighbours"),
         ("--train_trans with_RE", "erased boxes"),
         ("--train_trans with_UA", "interpolated linearly"),

@@ -88,7 +88,7 @@ def _differences(flags: Flags) -> tuple[tuple[bool, str], ...]:
             f"--mix {flags.mix} imports a file that the repository has deleted: done as its history has it",
         ),
         (
-            flags.no_rebn and trains_subnets(flags),
+            flags.no_rebn and _without_subnets(flags) in ([], ["kl_coef"]),
             "running batch-norm statistics are the main network's alone; there the subnets' passes enter too",
         ),
         (
