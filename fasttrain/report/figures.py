@@ -58,6 +58,13 @@ class Subnets:
     source: str
 
     @property
+    def whose(self) -> str:
+        """The batch-norm statistics, in words."""
+        return {"reestimated": "their own", "main": "the main network's"}.get(
+            self.statistics, self.statistics
+        )
+
+    @property
     def mean(self) -> float:
         """Over the subnets."""
         return fmean(self.top1)

@@ -34,7 +34,7 @@ th, td {
 }
 th { font-weight: 600; }
 tbody th { font-weight: 400; color: var(--soft); }
-td { min-width: 6rem; max-width: 28rem; overflow-wrap: anywhere; }
+td { min-width: 8rem; max-width: 28rem; overflow-wrap: anywhere; }
 td.number, th.number { text-align: right; white-space: nowrap; }
 .figures {
   display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 24rem), 1fr)); gap: 1rem;
