@@ -28,19 +28,13 @@ README = Path(__file__).parent.parent / "README.md"
 CLASSES = 5
 
 
-class Segmenter(nn.Sequential):
+class Segmenter(nn.Module):
     """A head with batch norm over the last two stages' outputs."""
 
     def __init__(self, channels: Sequence[int]) -> None:
-        deep, shallow = channels[-1], channels[-2]
-        super().__init__(
-            OrderedDict(
-                deep=nn.Conv2d(deep, 8, 1),
-                shallow=nn.Conv2d(shallow, 8, 1),
-                norm=nn.BatchNorm2d(8),
-                out=nn.Conv2d(8, CLASSES, 3, padding=1),
-            )
-        )
+        super().__init__()
+        self.deep, self.shallow = nn.Conv2d(channels[-1], 8, 1), nn.Conv2d(channels[-2], 8, 1)
+        self.norm, self.out = nn.BatchNorm2d(8), nn.Conv2d(8, CLASSES, 3, padding=1)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         fine = self.shallow(features[-2])
@@ -197,17 +191,16 @@ def test_networks_of_our_own() -> None:
         stimulate(model, outputs="features")
 
 
-class NoReluInItsStem(nn.Module):
+class NoReluInItsStem(nn.Sequential):
     """Looks like a ResNet; its forward does more than its children."""
 
     def __init__(self) -> None:
-        super().__init__()
-        source = tiny_resnet((1, 1))
-        for name in ("conv1", "bn1", "layer1", "layer2"):
-            self.add_module(name, getattr(source, name))
+        children = dict(tiny_resnet((1, 1)).named_children())
+        super().__init__(OrderedDict((name, children[name]) for name in ("conv1", "bn1", "layer1", "layer2")))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.layer2(self.layer1(F.relu(self.bn1(self.conv1(x)))))
+        convolution, norm, *layers = self
+        return nn.Sequential(*layers)(F.relu(norm(convolution(x))))
 
 
 @pytest.mark.parametrize(

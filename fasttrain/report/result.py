@@ -72,7 +72,9 @@ def notes_on(runs: Sequence[RunData]) -> list[Markup]:
             words = f"its settings are not the recipe's ({', '.join(run.changed)}), so that the published "
             notes.append(about(run, runs, f"{words}figure is no target for it."))
         if own.published is not None and not (run.state and run.state.state == "done"):
-            notes.append(about(run, runs, "the run is not at its end, where the published figure was reached."))
+            notes.append(
+                about(run, runs, "the run is not at its end, where the published figure was reached.")
+            )
     if all(accuracy(run).published is None for run in runs):
         notes.append(
             "The papers publish no figure for " + ("this recipe." if len(runs) == 1 else "these recipes.")
