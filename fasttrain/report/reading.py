@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..checkpoint.state import FREE_ON_RESUME
 from ..config import Config, from_dict, to_dict
 from ..errors import ConfigError
 from ..recipes import RECIPES, recipe
@@ -67,6 +68,12 @@ class RunData:
     starts: list[Start] = field(default_factory=list)
     checkpoints: list[Checkpoint] = field(default_factory=list)
     gaps: list[str] = field(default_factory=list)
+
+    @property
+    def deciding(self) -> list[str]:
+        """Changed fields that decide the result."""
+        free = set(FREE_ON_RESUME) - {"run.max_steps"}
+        return [name for name in self.changed or [] if name not in free]
 
     def of(self, kind: str) -> list[Record]:
         """Records of a kind."""

@@ -47,7 +47,7 @@ def _method(run: RunData) -> str:
     name = run.config.get("method.name")
     if name == "stimulative":
         count, inputs = run.config.get("method.subnets"), run.config.get("method.subnet_inputs")
-        return f"stimulative, {count} subnets per step, {inputs} inputs"
+        return f"stimulative, {count} subnet{'' if count == 1 else 's'} per step, {inputs} inputs"
     return str(name or MISSING)
 
 
@@ -68,8 +68,8 @@ def notes_on(runs: Sequence[RunData]) -> list[Markup]:
         own = accuracy(run)
         if own.top1 is None:
             notes.append(about(run, runs, "no evaluation was recorded."))
-        if own.published is not None and run.changed:
-            words = f"its settings are not the recipe's ({', '.join(run.changed)}), so that the published "
+        if own.published is not None and run.deciding:
+            words = f"its settings are not the recipe's ({', '.join(run.deciding)}), so that the published "
             notes.append(about(run, runs, f"{words}figure is no target for it."))
         if own.published is not None and not (run.state and run.state.state == "done"):
             notes.append(

@@ -94,10 +94,11 @@ def test_what_was_published_and_reached(page: Page) -> None:
 
 def test_a_changed_recipe_is_no_target(page: Page) -> None:
     base = recipe("rn50-stpp-a1")
-    changed = replace(base, run=replace(base.run, epochs=3, name="mine"), optim=replace(base.optim, lr=0.1))
+    run = replace(base.run, epochs=3, name="mine", log_every=5)
+    changed = replace(base, run=run, optim=replace(base.optim, lr=0.1))
     words = Words(page(config=to_dict(changed)))
     assert "Its settings are not the recipe's (optim.lr, run.epochs)" in words.text
-    assert "but optim.lr = 0.1, run.epochs = 3." in words.text
+    assert "but optim.lr = 0.1, run.epochs = 3, run.log_every = 5." in words.text
 
 
 def test_published_figures_are_those_of_the_recipes_words() -> None:
@@ -168,6 +169,7 @@ def test_subnets_of_an_evaluation(page: Page, tmp_path: Path) -> None:
         ({"status.json": None}, "has not said how it stands"),
         ({"status.json": '{"state": "running", "pid": "x", "host": 3}'}, "run"),
         ({"status.json": '{"state": "done", "global_step": "x"}'}, "values of another kind"),
+        ({"status.json": '{"state": "failed", "message": "\\ud800 no text"}'}, " no text"),
         ({"metrics.jsonl": None}, "There is no metrics.jsonl"),
         ({"metrics.jsonl": '{"kind": "train", "loss'}, "1 of 1 lines of metrics.jsonl are damaged"),
         (
@@ -216,7 +218,7 @@ def test_resumes_and_checkpoints(page: Page) -> None:
 
 
 def test_nothing_in_a_folder_becomes_markup(tmp_path: Path) -> None:
-    evil = '<script>alert("1")</script><img src=http://x.invalid/y>&$a_1$'
+    evil = '<script>alert("1")</script><img src=http://x.invalid/y>&$a_1$ \x1b\x00 é'
     config = to_dict(recipe("demo")) | {"recipe": evil}
     config["data"]["train"] = evil
     folder = write_run(
@@ -229,6 +231,7 @@ def test_nothing_in_a_folder_becomes_markup(tmp_path: Path) -> None:
     text = write_report([folder, folder]).read_text()
     words = Words(text)
     assert evil in words.text
+    assert text.isascii()
     assert "<script" not in text
     assert "<img" not in text
     assert "<b onclick" not in text
