@@ -168,7 +168,8 @@ def test_the_final_save_failing_is_told(arena: Arena, arguments: list[str], tmp_
     job = arena.train(*arguments, world=2, fault="full:0:7")
     assert job.wait() == [4, 4], job.output
     assert job.output.count("fasttrain: ") == 1
-    assert [path.name for path in checkpoints(tmp_path / "run")] == ["step-00000005.pt", "step-00000006.pt"]
+    kept = [int(path.stem.removeprefix("step-")) for path in checkpoints(tmp_path / "run")]
+    assert kept in ([5, 6], [4, 5])  # the sixth step's may have been under way when the disk filled
     for path in checkpoints(tmp_path / "run"):
         checkpoint.load(path)
     status = json.loads((tmp_path / "run" / "status.json").read_text())
