@@ -21,7 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 import fasttrain
 from fasttrain import stimulate
 from fasttrain.errors import ConfigError
-from fasttrain.subnets import Subnet
+from fasttrain.subnets import PrefixTree, Subnet
 from tests.networks import tiny_images, tiny_mobilenet, tiny_resnet
 
 README = Path(__file__).parent.parent / "README.md"
@@ -114,6 +114,19 @@ def test_a_segmenters_gradients_are_those_of_separate_passes(sampling: str) -> N
     for ours, reference in ((model, theirs), (head, their_head)):
         for own, other in zip(ours.buffers(), reference.buffers(), strict=True):
             torch.testing.assert_close(own, other)
+
+
+def test_shared_blocks_run_once() -> None:
+    """Three subnets and the model: as many block calls as their tree has, far fewer than one by one."""
+    model = tiny_resnet((3, 3, 3, 3)).train()
+    stim = stimulate(model, outputs="features", subnets=3, seed=5)
+    calls: list[nn.Module] = []
+    for stage in model.stages:
+        for block in stage:
+            block.register_forward_hook(lambda module, *_: calls.append(module))
+    subnets = [stim.network.full, *stim.method.draw(0, 0).subnets]
+    stim(tiny_images(2, 64), 0)
+    assert len(calls) == len(PrefixTree(subnets)) < 0.8 * sum(map(len, subnets))
 
 
 def test_a_classifiers_loss_is_the_papers() -> None:
