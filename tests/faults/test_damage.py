@@ -251,6 +251,16 @@ def test_something_in_the_way_of_a_resume_is_told(
     assert "cannot write to" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("window", "told"), [("0:1", "warning: trace: File"), ("5:9", "step 5 of 2")])
+def test_a_trace_that_cannot_be_is_told(
+    arguments: list[str], tmp_path: Path, window: str, told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "trace").touch()
+    assert train(*arguments, "--run.max-steps", "2", "--run.profile", window) == 0
+    assert told in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("command", ["train", "check"])
 def test_a_name_that_no_file_system_takes_is_told(
     arguments: list[str], command: str, capsys: pytest.CaptureFixture[str]
