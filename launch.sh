@@ -103,12 +103,24 @@ find_python() {
         fail 2 "$python has no fasttrain: run make demo in $here once, or let PYTHON name one that has it"
 }
 
+slurm() { # NAME ...: end unless SLURM has set all of them, the last to a whole number
+    local name
+    for name; do
+        [[ ${!name:-} ]] || fail 2 "SLURM_JOB_ID is set and $name is not; allowed: both, as in a job, or neither"
+    done
+    [[ ${!name} =~ ^(0|[1-9][0-9]{0,17})$ ]] || fail 2 "$name is '${!name}'; allowed: a whole number"
+}
+
 find_nodes() {
     local list
     if in_slurm; then
         [[ ${SLURM_LOCALID:-0} == 0 ]] || fail 2 "more than one task per node; allowed: srun --ntasks-per-node=1"
         nodes=${SLURM_STEP_NUM_NODES:-${SLURM_NNODES:-1}} node=${SLURM_NODEID:-0}
-        list=$(scontrol show hostnames "${SLURM_STEP_NODELIST:-$SLURM_JOB_NODELIST}")
+        whole SLURM_NNODES "$nodes" 1 65536
+        whole SLURM_NODEID "$node" 0 $((nodes - 1))
+        [[ ${SLURM_STEP_NODELIST:-} ]] || slurm SLURM_JOB_NODELIST SLURM_JOB_ID
+        list=$(scontrol show hostnames "${SLURM_STEP_NODELIST:-$SLURM_JOB_NODELIST}") ||
+            fail 1 "scontrol does not tell the job's nodes; allowed: a SLURM job, or no SLURM_JOB_ID"
         master=${list%%$'\n'*}
         port=${MASTER_PORT:-$((10000 + SLURM_JOB_ID % 20000))} # below those that the kernel gives away
     else
@@ -295,6 +307,12 @@ restarts_allowed=${RESTARTS:-3} join_timeout=${JOIN_TIMEOUT:-300} requeues=${REQ
 whole RESTARTS "$restarts_allowed" 0
 whole JOIN_TIMEOUT "$join_timeout" 1
 whole REQUEUES "$requeues" 0
+if in_slurm; then
+    slurm SLURM_JOB_ID
+    whole SLURM_RESTART_COUNT "${SLURM_RESTART_COUNT:-0}" 0
+    [[ ! ${SLURM_STEP_ID:-} ]] || slurm SLURM_STEP_ID
+    in_step || slurm SLURM_NNODES
+fi
 find_python
 for argument in "${@:2}"; do
     case $argument in
@@ -302,7 +320,8 @@ for argument in "${@:2}"; do
         --dry-run) fail 2 "--dry-run is behind $1; allowed: before the recipe" ;;
     esac
 done
-scratch=$(mktemp -d)
+scratch=$(mktemp -d 2> /dev/null) ||
+    fail 2 "TMPDIR is '${TMPDIR:-/tmp}'; allowed: a folder that can be written to and has room"
 trap '[[ $BASHPID != "$$" ]] || rm -rf "$scratch"' EXIT # not in a child that a signal ends before its command
 trap 'pass_on TERM' TERM HUP
 trap 'pass_on INT' INT

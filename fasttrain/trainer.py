@@ -34,7 +34,7 @@ from .checkpoint.keeper import Keeper
 from .checkpoint.state import Position, State, seed_process
 from .config import Config
 from .distributed import Agreement, Process
-from .errors import Interrupted, NonFiniteError, Preempted, RunError
+from .errors import ConfigError, Interrupted, NonFiniteError, Preempted, RunError
 from .evaluation import (
     Accuracy,
     SubnetReport,
@@ -194,7 +194,7 @@ class Trainer:
         finally:
             self.reporter.close(state)
             self._close()
-            with suppress(OSError):  # it would hide what ended the run
+            with suppress(ConfigError):  # it would hide what ended the run
                 self._status(state, exit_status=exit_status, message=message)
 
     def _fit(self) -> Summary:

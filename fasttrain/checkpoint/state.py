@@ -195,6 +195,8 @@ class State:
         }
 
     def _restore_own(self, ranks: Sequence[Mapping[str, Any]]) -> None:
+        if not isinstance(ranks, list) or not ranks:
+            raise ValueError("it holds the state of no process")
         if len(ranks) != self.process.world:
             seed_process(self.config.run.seed, self.process.rank, self.progress.position.global_step)
             self._sums = [rank["interval"] for rank in ranks], self.process.world

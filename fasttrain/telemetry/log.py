@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from contextlib import suppress
 
 from rich.console import Console
@@ -32,7 +34,13 @@ class Log:
 
     def line(self, text: str) -> None:
         """Print and keep one line."""
-        self.console.print(text, markup=False)
+        try:
+            self.console.print(text, markup=False)
+        except OSError as error:  # a full disk, as that of a batch job's output, ends no run
+            self.console.quiet = True
+            with suppress(OSError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            self._keep(f"warning: the output ends before the next line: {error}")
         self._keep(text)
 
     def _keep(self, text: str) -> None:

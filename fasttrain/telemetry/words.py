@@ -27,6 +27,11 @@ def short_line(metrics: Mapping[str, Any]) -> str:
     )
 
 
+def printable(text: str) -> str:
+    """A name without what would move a terminal's cursor or cannot be encoded."""
+    return "".join(each if each.isprintable() else "?" for each in text)
+
+
 def duration(seconds: float) -> str:
     """To two units: 45s, 3m20s, 2h05m, 4d03h."""
     whole = max(0, round(seconds))

@@ -500,3 +500,24 @@ def test_slurm_wants_one_task_per_node(launcher: Launcher, slurm: dict[str, str]
     got, output = launcher.run("demo", **slurm, SLURM_STEP_ID="0", SLURM_LOCALID="1", STARTS="0:0:0")
     assert got == 2
     assert "allowed: srun --ntasks-per-node=1" in output
+
+
+@pytest.mark.parametrize(
+    ("variables", "told"),
+    [
+        ({"SLURM_JOB_ID": "x"}, "SLURM_JOB_ID is 'x'"),
+        ({"SLURM_JOB_ID": "5"}, "SLURM_NNODES is not"),
+        ({"SLURM_JOB_ID": "5", "SLURM_NNODES": "x"}, "SLURM_NNODES is 'x'"),
+        ({"SLURM_JOB_ID": "5", "SLURM_STEP_ID": "x"}, "SLURM_STEP_ID is 'x'"),
+        ({"SLURM_JOB_ID": "5", "SLURM_STEP_ID": "0"}, "SLURM_JOB_NODELIST is not"),
+        (
+            {"SLURM_JOB_ID": "5", "SLURM_NNODES": "1", "SLURM_RESTART_COUNT": "x"},
+            "SLURM_RESTART_COUNT is 'x'",
+        ),
+        ({"TMPDIR": "/none"}, "TMPDIR is '/none'"),
+    ],
+)
+def test_half_a_job_is_one_line(launcher: Launcher, variables: dict[str, str], told: str) -> None:
+    got, output = launcher.run("demo", **variables)
+    assert (got, output.count("\n")) == (2, 2), output
+    assert told in output

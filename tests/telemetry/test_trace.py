@@ -56,6 +56,25 @@ def test_nothing_asked_for_nothing_written(tmp_path: Path) -> None:
     assert not (tmp_path / "trace").exists()
 
 
+def test_steps_that_do_not_come_are_told(tmp_path: Path) -> None:
+    for window, told in (("5:9", "begins at step 5 of 2"), ("2:3", "step 2 of 2"), ("1:9", ""), ("", "")):
+        tracer = Tracer(window, tmp_path / "trace", CPU)
+        work(tracer, 2)
+        tracer.close()
+        assert told in tracer.missed()
+        assert bool(told) == bool(tracer.missed())
+
+
+def test_a_trace_that_cannot_be_written_ends_no_run(tmp_path: Path) -> None:
+    (tmp_path / "trace").touch()
+    tracer = Tracer("0:1", tmp_path / "trace", CPU)
+    tracer.next_step()
+    with pytest.raises(OSError, match="trace"):
+        tracer.next_step()
+    assert tracer.done == 2
+    assert work(tracer, 2) == ["", ""]
+
+
 @pytest.mark.parametrize("window", ["", "0:1", "10:20"])
 def test_windows(window: str) -> None:
     assert Run(profile=window).profile == window
