@@ -78,6 +78,7 @@ class Kl:
             axes.plot(places, [fmean(p.kl) for p in points], "o-", color=f"C{index}", label=f"{label}: mean")
         axes.plot([], [], color="grey", linewidth=5, alpha=0.3, label="least to greatest")
         axes.set_yscale("log")
+        axes.margins(y=0.3)  # room for the legend
         whole_numbers(axes)
         logits = "" if self.normalize == "none" else f" by {self.normalize} logits"
         finish(
