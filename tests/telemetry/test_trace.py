@@ -45,7 +45,7 @@ def test_the_window_and_nothing_else(tmp_path: Path) -> None:
 def test_an_early_end_writes_what_there_is(tmp_path: Path) -> None:
     tracer = Tracer("0:9", tmp_path / "trace", CPU)
     work(tracer, 2)
-    assert "steps 0 to 2" in tracer.close()
+    assert "steps 0 to 1" in tracer.close()
     assert traced(tmp_path / "trace" / "steps-0-2.json.gz") == ["work 0", "work 1"]
 
 
