@@ -105,9 +105,9 @@ def _dispatch(command: str, rest: list[str]) -> None:
 
 
 def _fail(message: str, status: int, speaks: bool | None = None) -> NoReturn:
-    rank = int(os.environ.get("RANK", 0))
-    if rank == 0 if speaks is None else speaks:
-        print(f"fasttrain: {f'rank {rank}: ' if rank else ''}{message}", file=sys.stderr)
+    rank = os.environ.get("RANK", "0")
+    if rank == "0" if speaks is None else speaks:
+        print(f"fasttrain: {f'rank {rank}: ' if rank != '0' else ''}{message}", file=sys.stderr)
     tell_exit(status, message)
     sys.exit(status)
 
@@ -245,7 +245,7 @@ def _evaluate(rest: list[str]) -> None:
         batch=options.batch,
         device=options.device,
     )
-    if int(os.environ.get("RANK", 0)) != 0:
+    if os.environ.get("RANK", "0") != "0":
         return
     main_accuracy = verdict.main
     print(
@@ -259,7 +259,7 @@ def _evaluate(rest: list[str]) -> None:
 
 
 def _write_verdict(verdict: Verdict, path: Path) -> None:
-    from .telemetry import write_json
+    from .telemetry.files import write_json
 
     try:
         write_json(path, asdict(verdict) | {"path": str(verdict.path)})

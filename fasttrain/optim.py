@@ -78,7 +78,7 @@ def parameter_groups(
     """What is trained, in groups where weight decay or learning rate differs among the parameters.
 
     Args:
-        module: what is trained: the network, or a module that holds it and more, which is of its head's layer.
+        module: what is trained: the network, or a module that holds it and more, all of the head's layer.
         network: whose layers count.
         optim: options.
 
