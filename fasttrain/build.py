@@ -20,7 +20,14 @@ from .kernels.normalized_loss import IN_TRITON
 from .kernels.runtime import Kernels
 from .methods import build_method, images_seen
 from .mixing import build_mixing
-from .models import StagedNetwork, batch_norms, create_model, fuse_batch_norms, fuse_convolutions
+from .models import (
+    StagedNetwork,
+    batch_norms,
+    create_model,
+    fuse_batch_norms,
+    fuse_convolutions,
+    set_drop_path,
+)
 from .optim import build_ema, build_optimizer, build_schedule, parameter_groups
 from .step import TrainStep
 from .subnets import OrderedSpace, Subnet, ordered_space, sample_distinct, sampling_space
@@ -42,6 +49,7 @@ def build_network(config: Config, classes: int, device: torch.device, world: int
     """
     torch.manual_seed(config.run.seed)
     network = create_model(config.model.name, config.data.num_classes or classes)
+    set_drop_path(network, config.model.drop_path)
     _check_sides(config, network)
     _check_mask(config, network)
     _check_batch_norm(config, network, world or distributed.processes())
@@ -206,10 +214,14 @@ def build_step(
         raise ConfigError("method.supervision is 'dkd' with 1 class; allowed: 2 or more, or kl")
     joint = config.method.backward == "joint"
     method = build_method(config, network, loss_kernels(config, process.device), process.rank)
+    compression = config.run.gradient_compression
+    forward = distributed.wrap(network, process, joint=joint, compression=compression)
     return TrainStep(
-        forward=distributed.wrap(network, process, joint=joint, compression=config.run.gradient_compression),
+        forward=forward,
         method=method,
-        optimizer=build_optimizer(parameter_groups(network, config.optim), config.optim, process.device),
+        optimizer=build_optimizer(
+            parameter_groups(forward, network, config.optim), config.optim, process.device
+        ),
         schedule=build_schedule(config.optim, config.run.epochs, steps_per_epoch),
         precision=precision,
         scaler=torch.amp.GradScaler(process.device.type, enabled=precision.name == "fp16"),

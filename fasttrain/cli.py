@@ -21,7 +21,7 @@ from .errors import INTERRUPTED, ConfigError, RunError
 from .guards import signals
 from .launch.orphans import end_with_launcher
 from .launch.status import tell_exit
-from .recipes import RECIPES, describe, recipe
+from .recipes import RECIPES, describe, recipe, sources
 
 if TYPE_CHECKING:
     from .reevaluate import Verdict
@@ -105,9 +105,9 @@ def _dispatch(command: str, rest: list[str]) -> None:
 
 
 def _fail(message: str, status: int, speaks: bool | None = None) -> NoReturn:
-    rank = int(os.environ.get("RANK", 0))
-    if rank == 0 if speaks is None else speaks:
-        print(f"fasttrain: {f'rank {rank}: ' if rank else ''}{message}", file=sys.stderr)
+    rank = os.environ.get("RANK", "0")
+    if rank == "0" if speaks is None else speaks:
+        print(f"fasttrain: {f'rank {rank}: ' if rank != '0' else ''}{message}", file=sys.stderr)
     tell_exit(status, message)
     sys.exit(status)
 
@@ -245,7 +245,7 @@ def _evaluate(rest: list[str]) -> None:
         batch=options.batch,
         device=options.device,
     )
-    if int(os.environ.get("RANK", 0)) != 0:
+    if os.environ.get("RANK", "0") != "0":
         return
     main_accuracy = verdict.main
     print(
@@ -259,7 +259,7 @@ def _evaluate(rest: list[str]) -> None:
 
 
 def _write_verdict(verdict: Verdict, path: Path) -> None:
-    from .telemetry import write_json
+    from .telemetry.files import write_json
 
     try:
         write_json(path, asdict(verdict) | {"path": str(verdict.path)})
@@ -419,7 +419,10 @@ def _recipes(rest: list[str]) -> None:
 
 
 def _show(rest: list[str]) -> None:
-    print(json.dumps(to_dict(_configure("show", rest)), indent=2))
+    config = _configure("show", rest)
+    if sources(config.recipe):
+        print(sources(config.recipe), file=sys.stderr)  # stdout is JSON alone
+    print(json.dumps(to_dict(config), indent=2))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,13 +16,16 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 Policy = Literal[
-    *("none", "autoaugment", "randaugment", "trivialaugment", "uniformaugment", "threeaugment"),
-    *(
-        "randaugment_torchvision",
-        "randaugment_standard",
-        "trivialaugment_standard",
-        "uniformaugment_standard",
-    ),
+    "none",
+    "autoaugment",
+    "randaugment",
+    "trivialaugment",
+    "uniformaugment",
+    "threeaugment",
+    "randaugment_torchvision",
+    "randaugment_standard",
+    "trivialaugment_standard",
+    "uniformaugment_standard",
 ]
 
 LARGEST = 1e9
@@ -222,12 +225,15 @@ class Model:
 
     name: str = "resnet50"
     """A timm ResNet (resnet18 ... resnet152, resnext, wide, resnet*d), MobileNetV3 (mobilenetv3_large_100,
-    ...), ViT, DeiT, ConvNeXt, RegNet, Swin, PVT v2 or DenseNet by its name there, cifar_resnet20/32/44/56/110
-    or cifar_mobilenetv3_large."""
+    ...), ViT, DeiT, ConvNeXt, RegNet, Swin, PVT v2 or DenseNet by its name there,
+    cifar_resnet20/32/44/56/110, cifar_resnet50 or cifar_mobilenetv3_large."""
     weights: str = ""
     """A state dict to start from (timm's and torchvision's names); empty: random initialization."""
     new_head: bool = False
     """Take all of `weights` but the classifier, which starts at random: for other classes."""
+    drop_path: float = 0.0
+    """Probability with which an image goes without the last block's residual branch in training; it grows
+    linearly from 0 in the first block (Huang et al. 2016; timm's drop-path)."""
     batch_norm: Literal["auto", "triton", "reference", "torch", "apex"] = "auto"
     """Batch norm: fused with the ReLU, residual add and stem pool after it by triton (this project's kernels;
     reference: the same in plain PyTorch) or apex (NVIDIA's groupbn; fp16); torch: timm's own layers; auto:
@@ -239,6 +245,7 @@ class Model:
 
     def __post_init__(self) -> None:
         _check_types(self)
+        _check_range("model.drop_path", self.drop_path, 0, 0.99)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

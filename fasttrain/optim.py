@@ -73,22 +73,27 @@ def choose_impl(optim: Optim, device: torch.device) -> str:
 
 
 def parameter_groups(
-    network: StagedNetwork, optim: Optim
+    module: nn.Module, network: StagedNetwork, optim: Optim
 ) -> Iterable[nn.Parameter] | Iterable[dict[str, Any]]:
-    """A network's parameters, in groups where weight decay or learning rate differs among them.
+    """What is trained, in groups where weight decay or learning rate differs among the parameters.
+
+    Args:
+        module: what is trained: the network, or a module that holds it and more, all of the head's layer.
+        network: whose layers count.
+        optim: options.
 
     Returns:
         The parameters, or dictionaries of `params`, `weight_decay` and `lr_scale`, by which the schedule's
         learning rate is multiplied: layer_decay^(layers above), see `layer_numbers`.
     """
     if optim.decay_on == "all" and optim.layer_decay == 1:
-        return network.parameters()
+        return module.parameters()
     numbers = layer_numbers(network)
     head = sum(network.depths) + 1
     groups: dict[tuple[float, float], dict[str, Any]] = {}
-    for name, parameter in network.named_parameters():
+    for name, parameter in module.named_parameters():
         decay = optim.weight_decay if optim.decay_on == "all" or _is_matrix(name, parameter) else 0.0
-        scale = optim.layer_decay ** (head - numbers[name])
+        scale = optim.layer_decay ** (head - numbers.get(parameter, head))
         group = {"params": [], "weight_decay": decay, "lr_scale": scale}
         groups.setdefault((decay, scale), group)["params"].append(parameter)
     return list(groups.values())
@@ -99,8 +104,8 @@ def _is_matrix(name: str, parameter: nn.Parameter) -> bool:
     return parameter.ndim > 1 and name.rpartition(".")[2] not in UNDECAYED
 
 
-def layer_numbers(network: StagedNetwork) -> dict[str, int]:
-    """The layer of each parameter, by its name: 0 the stem, 1, 2, ... the blocks in order, then the head.
+def layer_numbers(network: StagedNetwork) -> dict[nn.Parameter, int]:
+    """The layer of each parameter: 0 the stem, 1, 2, ... the blocks in order, then the head.
 
     What belongs to none of them is of the layer that comes next in the network's definition: position
     embeddings and tokens of the stem, a transition between stages of the block after it.
@@ -113,10 +118,10 @@ def layer_numbers(network: StagedNetwork) -> dict[str, int]:
         for module in modules
         for parameter in module.parameters()
     }
-    numbers: dict[str, int] = {}
+    numbers: dict[nn.Parameter, int] = {}
     number = len(layers) - 1
-    for name, parameter in reversed(list(network.named_parameters())):
-        numbers[name] = number = known.get(parameter, number)
+    for parameter in reversed(list(network.parameters())):
+        numbers[parameter] = number = known.get(parameter, number)
     return numbers
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from fasttrain.config import Optim
 from fasttrain.errors import ConfigError
-from fasttrain.models import create_model
+from fasttrain.models import StagedNetwork, create_model
 from fasttrain.optim import (
     build_ema,
     build_optimizer,
@@ -215,7 +215,7 @@ def names_of(network: nn.Module, groups: Any) -> dict[str, dict[str, float]]:
 
 def test_without_exclusions_there_is_one_group() -> None:
     network = tiny_resnet((2, 2))
-    optimizer = build_optimizer(parameter_groups(network, Optim()), Optim(), CPU)
+    optimizer = build_optimizer(parameter_groups(network, network, Optim()), Optim(), CPU)
     (group,) = optimizer.param_groups
     assert group["params"] == list(network.parameters())
 
@@ -225,7 +225,9 @@ def test_vectors_embeddings_and_tokens_need_not_decay(name: str) -> None:
     """As timm leaves them out: biases, batch norms, and what a network names."""
     network = create_model(name, 10)
     network.pos_embed = nn.Parameter(torch.zeros(1, 3, 4))
-    groups = names_of(network, parameter_groups(network, Optim(weight_decay=0.02, decay_on="matrices")))
+    groups = names_of(
+        network, parameter_groups(network, network, Optim(weight_decay=0.02, decay_on="matrices"))
+    )
     assert set(groups) == {own for own, _ in network.named_parameters()}
     for own, parameter in network.named_parameters():
         expected = 0.02 if parameter.ndim > 1 and own != "pos_embed" else 0.0
@@ -233,18 +235,24 @@ def test_vectors_embeddings_and_tokens_need_not_decay(name: str) -> None:
     assert {group["weight_decay"] for group in groups.values()} == {0.0, 0.02}
 
 
+def numbers_of(network: StagedNetwork) -> dict[str, int]:
+    """Parameter's name to its layer."""
+    numbers = layer_numbers(network)
+    return {name: numbers[parameter] for name, parameter in network.named_parameters()}
+
+
 def test_layers_are_stem_blocks_in_order_and_head() -> None:
     """What lies between two stages is of the block after it; a network's own parameters of the stem."""
     network = tiny_resnet((2, 1))
     network.cls_token = nn.Parameter(torch.zeros(1, 1, 4))
-    numbers = layer_numbers(network)
+    numbers = numbers_of(network)
     prefixes = {"cls_token": 0, "conv1": 0, "bn1": 0, "layer1.0": 1, "layer1.1": 2, "layer2.0": 3, "fc": 4}
     assert set(numbers) == {name for name, _ in network.named_parameters()}
     for name, number in numbers.items():
         assert number == next(own for prefix, own in prefixes.items() if name.startswith(prefix)), name
 
     mobile = create_model("mobilenetv3_large_100", 10)
-    numbers = layer_numbers(mobile)
+    numbers = numbers_of(mobile)
     assert numbers["conv_stem.weight"] == 0
     assert numbers["blocks.5.2.conv_pw.weight"] == sum(mobile.depths) == 15
     assert {numbers[f"{name}.weight"] for name in ("blocks.6.0.conv", "conv_head", "classifier")} == {16}
@@ -254,13 +262,21 @@ def test_rates_fall_by_layer_in_closed_form() -> None:
     """Of a stem, three blocks and a head: 0.5^4, 0.5^3, 0.5^2, 0.5, 1, and the update is as much smaller."""
     network = tiny_resnet((2, 1))
     optim = Optim(name="adamw", layer_decay=0.5, weight_decay=0.05, decay_on="matrices")
-    groups = names_of(network, parameter_groups(network, optim))
+    groups = names_of(network, parameter_groups(network, network, optim))
     scales = {"conv1.weight": 1 / 16, "bn1.bias": 1 / 16, "layer1.0.conv2.weight": 1 / 8}
     scales |= {"layer1.1.bn1.weight": 1 / 4, "layer2.0.downsample.0.weight": 1 / 2, "fc.weight": 1.0}
     for name, scale in scales.items():
         assert groups[name]["lr_scale"] == scale
     assert groups["bn1.bias"]["weight_decay"] == 0
     assert groups["conv1.weight"]["weight_decay"] == 0.05
+
+
+def test_what_is_trained_beside_the_network_is_of_the_heads_layer() -> None:
+    network = tiny_resnet((1, 1))
+    both = nn.ModuleDict({"network": network, "more": nn.Linear(3, 2)})
+    groups = names_of(both, parameter_groups(both, network, Optim(layer_decay=0.5, decay_on="matrices")))
+    assert groups["more.weight"] == groups["network.fc.weight"] == {"weight_decay": 1e-4, "lr_scale": 1.0}
+    assert groups["network.conv1.weight"]["lr_scale"] == 1 / 8
 
 
 def test_ema_follows_weights_and_statistics() -> None:

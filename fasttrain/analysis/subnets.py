@@ -153,7 +153,8 @@ def measure(runs: Sequence[Path], options: SubnetsOptions) -> Subnets:
     """
     sources = find(runs, options)
     singles = find([Path(run) for run in options.alone], options, alike=False) if options.alone else []
-    networks, shapes = [], {}
+    networks: list[Network] = []
+    shapes: dict[str, Any] = {}
     for source, run in open_each(sources, options):
         networks.append(_network(source, run, options))
         shapes = shapes or {name: value.shape for name, value in run.network.state_dict().items()}

@@ -8,10 +8,11 @@ from typing import Any
 
 from ..errors import ConfigError
 from .backbone import staged_view
-from .cifar_resnet import CIFAR_RESNETS, CifarResNet
+from .cifar_resnet import CIFAR_BOTTLENECKS, CIFAR_RESNETS, CifarResNet, create_cifar_bottleneck
 from .convnext import ConvNeXt
 from .densenet import DenseNet
 from .drop import Drop, DropKind, Mask, check_drop
+from .drop_path import set_drop_path
 from .fuse import FusedBatchNorm, fuse_batch_norms, fuse_convolutions
 from .mobilenetv3 import CIFAR_MOBILENETS, MobileNetV3, create_mobilenetv3, is_mobilenetv3
 from .pvt import PyramidTransformer
@@ -61,7 +62,7 @@ _FAMILIES = {
 
 MODEL_FORMS = (
     f"a timm {', '.join(family.examples for family in _FAMILIES.values())} or MobileNetV3 "
-    f"(mobilenetv3_large_100, ...), {', '.join([*CIFAR_RESNETS, *CIFAR_MOBILENETS])}"
+    f"(mobilenetv3_large_100, ...), {', '.join([*CIFAR_RESNETS, *CIFAR_BOTTLENECKS, *CIFAR_MOBILENETS])}"
 )
 
 
@@ -72,7 +73,7 @@ def create_model(name: str, num_classes: int) -> StagedNetwork:
 
     Args:
         name: of a timm model, without a tag of pre-trained weights (see `MODEL_FORMS`), cifar_resnet20, 32,
-            44, 56, 110 or cifar_mobilenetv3_large.
+            44, 56, 110, cifar_resnet50 or cifar_mobilenetv3_large.
         num_classes: outputs of the classifier, at least 1.
 
     Raises:
@@ -92,6 +93,8 @@ def _create(name: str, num_classes: int) -> StagedNetwork:
 
     if is_mobilenetv3(name):
         return create_mobilenetv3(name, num_classes)
+    if name in CIFAR_BOTTLENECKS:
+        return create_cifar_bottleneck(name, num_classes)
     if name in CIFAR_RESNETS:
         return CifarResNet(CIFAR_RESNETS[name], num_classes)
     for module, family in _FAMILIES.items():
@@ -126,5 +129,6 @@ __all__ = [
     "fuse_batch_norms",
     "fuse_convolutions",
     "initialize",
+    "set_drop_path",
     "staged_view",
 ]

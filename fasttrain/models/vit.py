@@ -10,6 +10,7 @@ from timm.layers import global_pool_nlc, resample_abs_pos_embed
 from timm.models.vision_transformer import VisionTransformer as TimmVisionTransformer
 from torch import Tensor, nn
 
+from .drop import Mask
 from .staged import StagedNetwork
 
 
@@ -25,7 +26,7 @@ class VisionTransformer(StagedNetwork):
         """Take over `source`, made with `dynamic_img_size`, which must not be used afterwards."""
         super().__init__()
         self.take_over(source)
-        self.multiple = self.reduction = self.child("patch_embed").patch_size[0]
+        self.mask_square = self.multiple = self.reduction = self.child("patch_embed").patch_size[0]
         self.no_embed_class, self.global_pool = source.no_embed_class, source.global_pool
         self.pool_include_prefix = source.pool_include_prefix
 
@@ -74,6 +75,13 @@ class VisionTransformer(StagedNetwork):
         for module in rest:
             x = module(x)
         return x
+
+    def masked_stem(self, x: Tensor, mask: Mask) -> Tensor:
+        """As `stem`, but the patches that a mask hides leave the sequence: [B, 3, H, W] to [B, n, C]."""
+        x = self.stem(x)
+        prefix, patches = x[:, : self.prefix_tokens], x[:, self.prefix_tokens :]
+        kept = mask.kept[:, :, None].expand(-1, -1, x.shape[2])
+        return torch.cat([prefix, patches.gather(1, kept)], 1)
 
     def _positions(self, size: list[int], prefix: int) -> Tensor:
         """Embeddings [1, N, C] of a grid of patches, after those of `prefix` tokens."""

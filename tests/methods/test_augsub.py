@@ -6,18 +6,27 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
+from timm.layers import DropPath
 from torch import Tensor, nn
 
-from fasttrain import build
+from fasttrain import build, flops
 from fasttrain.config import Config, Data, Method, Model, Run
 from fasttrain.distributed import Process
 from fasttrain.errors import ConfigError
 from fasttrain.hardware import Precision
-from fasttrain.methods import AugSub
+from fasttrain.methods import AugSub, Common, Plan
 from fasttrain.methods.augsub import draw_mask
-from fasttrain.models import Mask, StagedNetwork, batch_norms, create_model, fuse_batch_norms
+from fasttrain.models import (
+    Mask,
+    StagedNetwork,
+    VisionTransformer,
+    batch_norms,
+    create_model,
+    fuse_batch_norms,
+)
 from fasttrain.step import TrainStep
 from tests.networks import TINY, tiny_images, tiny_resnet
 
@@ -133,6 +142,102 @@ def test_drop_path_of_resnets_equals_plain_code(bottleneck: bool, fused: bool) -
     torch.testing.assert_close(loss.total, expected, rtol=1e-10, atol=0)
     for name, theirs in gradients(plain).items():
         torch.testing.assert_close(ours[name], theirs, rtol=1e-8, atol=1e-11, msg=name)
+
+
+def tiny_vit(**options: Any) -> StagedNetwork:
+    """Three blocks on 2 x 2 patches of 16 pixels and the class token, float64."""
+    torch.manual_seed(0)
+    source = timm.create_model(
+        "vit_tiny_patch16_224",
+        **{"img_size": 32, "embed_dim": 24, "depth": 3, "num_heads": 2, "num_classes": 7, **options},
+        dynamic_img_size=True,
+    )
+    return VisionTransformer(source).double().train()  # type: ignore[arg-type]
+
+
+def transformer(
+    network: StagedNetwork,
+    images: Tensor,
+    kept: Tensor | None = None,
+    path: Callable[[Tensor], Tensor] = lambda x: x,
+    dropout: Callable[[Tensor], Tensor] = lambda x: x,
+) -> Tensor:
+    """Logits of a ViT written from the papers: each image by itself, on the patches that are kept."""
+    weights: dict[str, Any] = dict(network.named_parameters())
+
+    def linear(name: str, x: Tensor) -> Tensor:
+        return x @ weights[f"{name}.weight"].T + weights[f"{name}.bias"]
+
+    def norm(name: str, x: Tensor) -> Tensor:
+        centred = x - x.mean(-1, keepdim=True)
+        scaled = centred / (centred.pow(2).mean(-1, keepdim=True) + 1e-6).sqrt()
+        return scaled * weights[f"{name}.weight"] + weights[f"{name}.bias"]
+
+    kernel = weights["patch_embed.proj.weight"]
+    patches = F.conv2d(images, kernel, weights["patch_embed.proj.bias"], stride=kernel.shape[-1])
+    tokens = patches.flatten(2).mT + weights["pos_embed"][:, 1:]
+    if kept is not None:
+        tokens = torch.stack([own[stay] for own, stay in zip(tokens, kept, strict=True)])
+    first = (weights["cls_token"] + weights["pos_embed"][:, :1]).expand(len(images), -1, -1)
+    x, heads = torch.cat([first, tokens], 1), 2
+    for block in range(3):
+        at = f"blocks.{block}"
+        q, k, v = (
+            part.unflatten(2, (heads, -1)).transpose(1, 2)
+            for part in linear(f"{at}.attn.qkv", norm(f"{at}.norm1", x)).chunk(3, -1)
+        )
+        attended = (q @ k.mT / q.shape[-1] ** 0.5).softmax(-1) @ v
+        x = x + path(dropout(linear(f"{at}.attn.proj", attended.transpose(1, 2).flatten(2))))
+        hidden = dropout(F.gelu(linear(f"{at}.mlp.fc1", norm(f"{at}.norm2", x))))
+        x = x + path(dropout(linear(f"{at}.mlp.fc2", hidden)))
+    return linear("head", norm("norm", x)[:, 0])
+
+
+@pytest.mark.parametrize("main_loss", list(LOSSES))
+@pytest.mark.parametrize("drop", ["masking", "path", "dropout"])
+def test_transformers_equal_the_papers_two_passes(drop: str, main_loss: str) -> None:
+    network, images, targets = tiny_vit(), tiny_images(5, 32), torch.arange(5)
+    method = augsub(network, drop=drop, main_loss=main_loss)
+    loss, ours = run(network, method, images, targets)
+    own = method.plan(images, (), epoch=1, step=3).drops[1]
+    assert own is not None
+
+    def dropped(x: Tensor) -> Tensor:
+        shape = x.shape if drop == "dropout" else (len(x), 1, 1)
+        return 2 * x * x.new_empty(shape).bernoulli_(0.5, generator=own.generator)
+
+    noise: dict[str, Any] = {"kept": own.mask.kept} if own.mask else {drop: dropped}
+    expected = LOSSES[main_loss](transformer(network, images), transformer(network, images, **noise), targets)
+    expected.backward()
+    torch.testing.assert_close(loss.total, expected, rtol=1e-10, atol=0)
+    for name, theirs in gradients(network).items():
+        torch.testing.assert_close(ours[name], theirs, rtol=1e-8, atol=1e-12, msg=name)
+
+
+def test_the_networks_own_drop_path_is_of_the_main_pass_alone() -> None:
+    network = tiny_vit(drop_path_rate=0.3)
+    rates = [module.drop_prob for module in network.modules() if isinstance(module, DropPath)]
+    assert rates
+    run(network, augsub(network, drop="path"), tiny_images(4, 32), torch.arange(4))
+    assert [module.drop_prob for module in network.modules() if isinstance(module, DropPath)] == rates
+    assert list(network.state_dict()) == list(tiny_vit().state_dict())
+
+
+def test_a_masked_step_of_vit_small_needs_at_most_1_6_plain_steps() -> None:
+    """FLOPs at 224 pixels and ratio 0.5, counted by the step and by its plan."""
+    network = flops.meta_network("vit_small_patch16_224", 1000)
+    images, targets = torch.empty(2, 3, 224, 224, device="meta"), torch.zeros(2, dtype=int, device="meta")
+    counted = []
+    for method in (Common(network.full), augsub(network)):
+        plan = method.plan(images, (), epoch=0, step=0)
+
+        def step(method: Any = method, plan: Plan = plan) -> None:
+            logits = network.forward_trees(plan.inputs, plan.trees, plan.drops)
+            method.loss(logits, plan, targets).total.backward()
+
+        counted.append(flops.count(step))
+        assert flops.passes_flops(network, plan.passes) == counted[-1]
+    assert 1.45 < counted[1] / counted[0] < 1.6
 
 
 @pytest.mark.parametrize("drop", ["masking", "path"])
