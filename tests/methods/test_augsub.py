@@ -24,7 +24,6 @@ from fasttrain.models import (
     StagedNetwork,
     VisionTransformer,
     batch_norms,
-    create_model,
     fuse_batch_norms,
 )
 from fasttrain.step import TrainStep
@@ -317,10 +316,34 @@ def test_every_square_is_kept_as_often_as_its_share() -> None:
     assert (share - 0.75).abs().max() < 0.035  # five standard deviations of 4000 draws
 
 
-def test_what_is_not_defined_is_refused() -> None:
-    network = create_model("cifar_resnet20", 10)
-    with pytest.raises(ConfigError, match=r"'dropout'; allowed for cifar_resnet20, .*: masking, path"):
-        augsub(network, drop="dropout")
+KINDS = ("masking", "path", "dropout")
+DEFINED = {
+    "resnet50": KINDS[:2],
+    "cifar_resnet20": KINDS[:2],
+    "mobilenetv3_small_100": KINDS[:2],
+    "convnext_atto": KINDS[:2],
+    "regnety_002": KINDS[:2],
+    "densenet121": KINDS[:1],
+    "vit_tiny_patch16_224": KINDS,
+    "deit3_small_patch16_224": KINDS,
+    "swin_tiny_patch4_window7_224": KINDS,
+    "pvt_v2_b0": KINDS,
+}
+
+
+@pytest.mark.parametrize("name", DEFINED)
+def test_kinds_of_drop_that_are_not_defined_on_a_network_are_refused(name: str) -> None:
+    network = flops.meta_network(name, 10)
+    for drop in DEFINED[name]:
+        augsub(network, drop=drop)
+    for drop in set(KINDS) - set(DEFINED[name]):
+        with pytest.raises(
+            ConfigError, match=f"'{drop}'; allowed for {name}, .*: {', '.join(DEFINED[name])}$"
+        ):
+            augsub(network, drop=drop)
+
+
+def test_options_out_of_range_are_refused() -> None:
     for options in ({"drop_ratio": 0.0}, {"drop_ratio": 1.0}, {"mask_square": 0}, {"drop": "tokens"}):
         with pytest.raises(ConfigError, match="allowed"):
             Method(name="augsub", **options)  # type: ignore[arg-type]
