@@ -41,7 +41,11 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     go("ct", method={"name": "common", "subnets": 0, "subnet_inputs": "full", "sizes": ()})
     alone = {"main_weight": 0.0, "supervision": "ce_target", "space": "1,2,3", "subnets": 1}
     go("larger", model={"name": "cifar_resnet32"}, run={"max_steps": 1}, method={"sizes": (16,)})
-    go("alone", method={**alone, "subnet_inputs": "full", "sizes": (), "normalize": "none"})
+    go(
+        "alone",
+        run={"epochs": 2},
+        method={**alone, "subnet_inputs": "full", "sizes": (), "normalize": "none"},
+    )
     return folder
 
 
@@ -87,8 +91,8 @@ def test_subnets_repeat_the_evaluation_and_find_the_best_in_the_budget(
     assert stpp["top1"][best] == max(stpp["top1"][i] for i in affordable)
     (alone,) = found["alone"]
     assert alone["depths"] == [1, 2, 3]
-    expected = evaluate_checkpoint(runs / "alone" / "checkpoints" / "best.pt", device="cpu").subnets[0]
-    assert alone["top1"] == pytest.approx(expected.top1[expected.depths.index((1, 2, 3))])
+    last = runs / "alone" / "checkpoints" / "step-00000008.pt"  # its best is its untrained main network's
+    assert [alone["top1"]] == pytest.approx(evaluate_checkpoint(last, device="cpu").subnets[0].top1)
 
 
 def test_a_smaller_network_of_the_same_blocks_is_a_subnet_alone(
