@@ -230,7 +230,7 @@ def odd(runs: Path) -> Path:
         ("subnets ct --val nowhere", 3, "nowhere"),
         ("subnets ct --alone stpp --images 3", 2, "--alone stpp trained more than one network"),
         ("delete-one ct --budget 1", 2, "--budget"),
-        ("delete-one odd/truncated", 4, "damaged"),
+        ("delete-one odd/truncated", 4, "odd/truncated/checkpoints/best.pt"),
         ("delete-several ct --samples -1", 2, "--samples is -1; allowed: at least 0"),
         ("permute ct --samples 0", 2, "--samples is 0; allowed: at least 1"),
         ("receptive-field ct --sizes 2", 2, "--sizes has 2; allowed for cifar_resnet20: at least 4"),
