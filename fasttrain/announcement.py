@@ -12,6 +12,9 @@ from .loading import Folders
 from .models import FusedBatchNorm, StagedNetwork, batch_norms
 from .optim import choose_impl
 
+OPTIMIZERS = {"sgd": "SGD", "adamw": "AdamW", "lamb": "LAMB"}
+"""What the log calls them."""
+
 
 def announce(
     config: Config,
@@ -51,7 +54,7 @@ def _implementations(config: Config, process: Process, network: StagedNetwork) -
     conv1x1 = "" if config.model.conv1x1 == "torch" else f"1x1 convolutions {config.model.conv1x1}, "
     return (
         f"kernels: loss {build.loss_kernels(config, process.device)}, batch norm {batch_norm}, "
-        f"{conv1x1}SGD {choose_impl(config.optim.impl, process.device)}"
+        f"{conv1x1}{OPTIMIZERS[config.optim.name]} {choose_impl(config.optim, process.device)}"
     )
 
 

@@ -18,8 +18,8 @@ from .kernels.normalized_loss import IN_TRITON
 from .kernels.runtime import Kernels
 from .methods import build_method, images_seen
 from .mixing import build_mixing
-from .models import StagedNetwork, create_model, fuse_batch_norms, fuse_convolutions
-from .optim import build_ema, build_optimizer, build_schedule
+from .models import StagedNetwork, create_model, fuse_batch_norms, fuse_convolutions, set_drop_path
+from .optim import build_ema, build_optimizer, build_schedule, parameter_groups
 from .step import TrainStep
 from .subnets import OrderedSpace, Subnet, ordered_space, sample_distinct, sampling_space
 
@@ -40,6 +40,7 @@ def build_network(config: Config, classes: int, device: torch.device, world: int
     """
     torch.manual_seed(config.run.seed)
     network = create_model(config.model.name, config.data.num_classes or classes)
+    set_drop_path(network, config.model.drop_path)
     sides = {"data.crop": config.data.crop, "data.val_crop": config.data.val_crop}
     for name in ("sizes", "main_resizes"):
         if getattr(config.method, name):
@@ -135,14 +136,16 @@ def loss_kernels(config: Config, device: torch.device) -> Kernels:
         return choose_kernels(config.run.kernels, device)
     if config.run.kernels == "triton":
         raise ConfigError(
-            f"run.kernels is 'triton' with {lacking}; allowed: auto, reference, or supervision "
-            f"{', '.join(IN_TRITON)} without method.ensemble and method.scale_by_teacher"
+            f"run.kernels is 'triton' with {lacking}; allowed: auto, reference, or main_loss ce and "
+            f"supervision {', '.join(IN_TRITON)} without method.ensemble and method.scale_by_teacher"
         )
     return "reference"
 
 
 def _without_kernels(method: Method) -> str:
     """The option that the loss's kernels lack; empty: they have all that the method asks for."""
+    if method.main_loss != "ce":
+        return f"method.main_loss {method.main_loss!r}"
     if method.name == "common":
         return ""
     if method.supervision not in IN_TRITON:
@@ -169,10 +172,14 @@ def build_step(
         raise ConfigError("method.supervision is 'dkd' with 1 class; allowed: 2 or more, or kl")
     joint = config.method.backward == "joint"
     method = build_method(config, network, loss_kernels(config, process.device))
+    compression = config.run.gradient_compression
+    forward = distributed.wrap(network, process, joint=joint, compression=compression)
     return TrainStep(
-        forward=distributed.wrap(network, process, joint=joint, compression=config.run.gradient_compression),
+        forward=forward,
         method=method,
-        optimizer=build_optimizer(network.parameters(), config.optim, process.device),
+        optimizer=build_optimizer(
+            parameter_groups(forward, network, config.optim), config.optim, process.device
+        ),
         schedule=build_schedule(config.optim, config.run.epochs, steps_per_epoch),
         precision=precision,
         scaler=torch.amp.GradScaler(process.device.type, enabled=precision.name == "fp16"),

@@ -25,7 +25,7 @@ class StepResult(NamedTuple):
 
     Attributes:
         loss: detached.
-        lr: learning rate.
+        lr: learning rate, before layer-wise decay.
         gradient_norm: L2 norm of all gradients before any clipping, float32 scalar.
         passes: what ran.
     """
@@ -181,7 +181,7 @@ class TrainStep:
     def _set_learning_rate(self, global_step: int) -> float:
         lr = self.schedule(global_step)
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group.get("lr_scale", 1.0)
         return lr
 
     def update(self) -> Tensor:

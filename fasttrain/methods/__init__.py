@@ -17,7 +17,13 @@ def build_method(config: Config, network: StagedNetwork, kernels: Kernels = "ref
         ConfigError: a sampling space that does not fit the network.
     """
     if config.method.name == "common":
-        return Common(network.full, label_smoothing=config.method.label_smoothing, kernels=kernels)
+        return Common(
+            network.full,
+            label_smoothing=config.method.label_smoothing,
+            main_loss=config.method.main_loss,
+            target_threshold=config.method.target_threshold,
+            kernels=kernels,
+        )
     return Stimulative(
         config.method,
         network.full,

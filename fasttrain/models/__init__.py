@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from ..errors import ConfigError
 from .backbone import staged_view
-from .cifar_resnet import CIFAR_RESNETS, CifarResNet
+from .cifar_resnet import CIFAR_BOTTLENECKS, CIFAR_RESNETS, CifarResNet, create_cifar_bottleneck
+from .drop_path import set_drop_path
 from .fuse import FusedBatchNorm, fuse_batch_norms, fuse_convolutions
 from .mobilenetv3 import CIFAR_MOBILENETS, MobileNetV3, create_mobilenetv3, is_mobilenetv3
 from .resnet import ResNet, create_timm_resnet, is_timm_resnet
@@ -19,7 +20,8 @@ from .staged import (
 
 MODEL_FORMS = (
     "a timm ResNet (resnet18 ... resnet152, resnext50_32x4d, resnet50d, ...) or MobileNetV3 "
-    f"(mobilenetv3_large_100, mobilenetv3_small_100, ...), {', '.join([*CIFAR_RESNETS, *CIFAR_MOBILENETS])}"
+    "(mobilenetv3_large_100, mobilenetv3_small_100, ...), "
+    f"{', '.join([*CIFAR_RESNETS, *CIFAR_BOTTLENECKS, *CIFAR_MOBILENETS])}"
 )
 
 
@@ -28,8 +30,8 @@ def create_model(name: str, num_classes: int) -> StagedNetwork:
     it lacks) as timm does.
 
     Args:
-        name: a timm ResNet's or MobileNetV3's name, cifar_resnet20, 32, 44, 56, 110 or
-            cifar_mobilenetv3_large.
+        name: a timm ResNet's or MobileNetV3's name, cifar_resnet20, 32, 44, 56, 110,
+            cifar_resnet50 or cifar_mobilenetv3_large.
         num_classes: outputs of the classifier, at least 1.
 
     Raises:
@@ -40,6 +42,8 @@ def create_model(name: str, num_classes: int) -> StagedNetwork:
     network: StagedNetwork
     if is_mobilenetv3(name):
         network = create_mobilenetv3(name, num_classes)
+    elif name in CIFAR_BOTTLENECKS:
+        network = create_cifar_bottleneck(name, num_classes)
     elif name in CIFAR_RESNETS:
         network = CifarResNet(CIFAR_RESNETS[name], num_classes)
     elif is_timm_resnet(name):
@@ -66,5 +70,6 @@ __all__ = [
     "fuse_batch_norms",
     "fuse_convolutions",
     "initialize",
+    "set_drop_path",
     "staged_view",
 ]
