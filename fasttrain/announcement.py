@@ -50,7 +50,9 @@ def _implementations(config: Config, process: Process, network: StagedNetwork) -
     """What computes the loss, batch norm, 1x1 convolutions if not PyTorch, and the optimizer's step."""
     norms = batch_norms(network)
     fused = [layer for layer in norms if isinstance(layer, FusedBatchNorm)]
-    batch_norm = f"{fused[0].implementation} ({len(fused)} of {len(norms)} fused)" if fused else "torch"
+    batch_norm = "torch" if norms else "none"
+    if fused:
+        batch_norm = f"{fused[0].implementation} ({len(fused)} of {len(norms)} fused)"
     conv1x1 = "" if config.model.conv1x1 == "torch" else f"1x1 convolutions {config.model.conv1x1}, "
     return (
         f"kernels: loss {build.loss_kernels(config, process.device)}, batch norm {batch_norm}, "

@@ -224,8 +224,9 @@ class Model:
     """The network."""
 
     name: str = "resnet50"
-    """A timm ResNet (resnet18 ... resnet152, resnext, wide, resnet*d) or MobileNetV3 (mobilenetv3_large_100,
-    mobilenetv3_small_100, ...), cifar_resnet20/32/44/56/110, cifar_resnet50 or cifar_mobilenetv3_large."""
+    """A timm ResNet (resnet18 ... resnet152, resnext, wide, resnet*d), MobileNetV3 (mobilenetv3_large_100,
+    ...), ViT, DeiT, ConvNeXt, RegNet, Swin, PVT v2 or DenseNet by its name there,
+    cifar_resnet20/32/44/56/110, cifar_resnet50 or cifar_mobilenetv3_large."""
     weights: str = ""
     """A state dict to start from (timm's and torchvision's names); empty: random initialization."""
     new_head: bool = False
@@ -236,7 +237,7 @@ class Model:
     batch_norm: Literal["auto", "triton", "reference", "torch", "apex"] = "auto"
     """Batch norm: fused with the ReLU, residual add and stem pool after it by triton (this project's kernels;
     reference: the same in plain PyTorch) or apex (NVIDIA's groupbn; fp16); torch: timm's own layers; auto:
-    triton on CUDA with channels_last, else torch. MobileNetV3 has nothing to fuse: auto or torch."""
+    triton on CUDA with channels_last, else torch. Only ResNets have them to fuse: else auto or torch."""
     conv1x1: Literal["torch", "triton", "reference"] = "torch"
     """1x1 convolutions of bottlenecks: torch (cuDNN), or this project's kernels (reference: the same in plain
     PyTorch), which also normalize their input and gather their output's statistics; needs the same
@@ -249,10 +250,19 @@ class Model:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Method:
-    """How the network is trained: common training, or stimulative training (ST, ST++)."""
+    """How the network is trained: common training, stimulative training (ST, ST++) or AugSub."""
 
-    name: Literal["common", "stimulative"] = "stimulative"
-    """common: the main loss alone; stimulative: and each sampled subnet follows the main network."""
+    name: Literal["common", "stimulative", "augsub"] = "stimulative"
+    """common: the main loss alone; stimulative: and each sampled subnet follows the main network; augsub: and
+    a sub-model, the main network under more drop, follows it (Heo et al. 2023). Of what follows augsub reads
+    drop, drop_ratio, mask_square, main_loss and backward."""
+    drop: Literal["masking", "dropout", "path"] = "masking"
+    """What augsub's sub-model has more of: masked squares of the images (patches of a ViT, which leave the
+    sequence); dropout after attention and in the MLP (transformers); drop-path in every block."""
+    drop_ratio: float = 0.5
+    """Share of the squares that are masked, or probability of dropout or drop-path."""
+    mask_square: int = 32
+    """Side of the masked squares, pixels; a ViT has its patches instead."""
     subnets: int = 1
     """K, the subnets drawn per step."""
     sampling: Literal["ordered", "stochastic", "raw"] = "ordered"
@@ -319,6 +329,8 @@ class Method:
 
     def __post_init__(self) -> None:
         _check_types(self)
+        _check_range("method.drop_ratio", self.drop_ratio, 0.01, 0.99)
+        _check_range("method.mask_square", self.mask_square, 1, 4096)
         _check_range("method.subnets", self.subnets, 0, 64)
         for size in self.sizes:
             _check_range("method.sizes", size, 1, 4096)
@@ -353,7 +365,7 @@ class Method:
             not self.main_resizes or self.name == "stimulative",
             "method.main_resizes",
             self.main_resizes,
-            "none with method.name common",
+            "none with method.name common or augsub",
         )
         _check_range("method.ensemble", self.ensemble, 0, 1)
         _check(

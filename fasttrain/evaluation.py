@@ -42,7 +42,7 @@ class NodeStatistics:
         """Start empty, for one network and tree."""
         self.layers = {ROOT: [bn for module in network.stem_modules for bn in batch_norms(module)]}
         for index, node in enumerate(tree.nodes):
-            self.layers[index] = batch_norms(network.stages[node.ref.stage][node.ref.block])
+            self.layers[index] = [bn for each in network.block_modules(node.ref) for bn in batch_norms(each)]
         for leaf in set(tree.leaves):
             self.layers[leaf] += [bn for module in network.head_modules for bn in batch_norms(module)]
         self.images = torch.zeros((), dtype=torch.float64)
@@ -110,7 +110,8 @@ def estimate_statistics(
     the batches by their size and over all processes.
 
     Args:
-        network: its mode and running statistics are left as they are.
+        network: its mode and running statistics are left as they are. One without batch norm has none to
+            estimate: no batch is read.
         subnets: evaluated together afterwards; see `evaluate`.
         batches: images [B, 3, H, W], augmented as in training.
         precision: of the forward pass.
@@ -120,6 +121,8 @@ def estimate_statistics(
     """
     tree = PrefixTree(subnets)
     statistics = NodeStatistics(network, tree)
+    if not batch_norms(network):
+        return statistics
     images = 0
     with _evaluating(network), frozen_statistics(network), statistics.recording():
         for layer in batch_norms(network):
@@ -130,10 +133,8 @@ def estimate_statistics(
                 TreeWalk(network, tree, batch, before=statistics.enter).finish()
     if not images:
         raise DataError("no training images to re-estimate batch-norm statistics from")
-    statistics.images += images
-    if statistics.sums:
-        device = next(iter(statistics.sums.values())).device
-        statistics.images = statistics.images.to(device)
+    device = next(iter(statistics.sums.values())).device
+    statistics.images = (statistics.images + images).to(device)
     sum_over_processes([statistics.images, *statistics.sums.values()])
     return statistics
 

@@ -5,17 +5,28 @@ from __future__ import annotations
 from ..config import Config
 from ..kernels.runtime import Kernels
 from ..models import StagedNetwork
+from .augsub import AugSub
 from .common import Common
 from .method import Method, Pass, Plan
 from .stimulative import Stimulative, images_seen
 
 
-def build_method(config: Config, network: StagedNetwork, kernels: Kernels = "reference") -> Method:
-    """The method that `config.method` names, for one network; `kernels`: implementation of its loss.
+def build_method(
+    config: Config, network: StagedNetwork, kernels: Kernels = "reference", rank: int = 0
+) -> Method:
+    """The method that `config.method` names.
+
+    Args:
+        config: of the run.
+        network: what is trained.
+        kernels: implementation of the loss.
+        rank: of this process, for draws that differ among processes.
 
     Raises:
-        ConfigError: a sampling space that does not fit the network.
+        ConfigError: a sampling space, or a kind of drop, that does not fit the network.
     """
+    if config.method.name == "augsub":
+        return AugSub(config.method, network, seed=config.run.seed, rank=rank, kernels=kernels)
     if config.method.name == "common":
         return Common(
             network.full,
@@ -37,4 +48,4 @@ def build_method(config: Config, network: StagedNetwork, kernels: Kernels = "ref
     )
 
 
-__all__ = ["Common", "Method", "Pass", "Plan", "Stimulative", "build_method", "images_seen"]
+__all__ = ["AugSub", "Common", "Method", "Pass", "Plan", "Stimulative", "build_method", "images_seen"]

@@ -11,11 +11,12 @@ from pathlib import Path
 
 from ..config import Config, from_dict
 from ..errors import ConfigError
-from . import cifar, demo, finetune, imagenet, rsb
+from . import augsub, cifar, demo, finetune, imagenet, rsb
 
 RECIPES: dict[str, Callable[[], Config]] = {
     **imagenet.RECIPES,
     **rsb.RECIPES,
+    **augsub.RECIPES,
     **finetune.RECIPES,
     **cifar.RECIPES,
     **demo.RECIPES,

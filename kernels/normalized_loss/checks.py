@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
-Supervision = Literal["kl", "ce_teacher", "ce_target", "dkd", "mse"]
+Supervision = Literal["kl", "ce_teacher", "ce_target", "dkd", "mse", "bce_teacher"]
 Normalization = Literal["layer_norm", "l2", "none"]
 MainLoss = Literal["ce", "bce"]
 

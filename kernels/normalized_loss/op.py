@@ -58,7 +58,7 @@ def stimulative_loss(
         subnets: K tensors of logits [B, C], or [K, B, C].
         targets: class indices, int64 [B], or probabilities [B, C].
         weights: of the subnets.
-        supervision: `kl`, `ce_teacher` or `ce_target`; `dkd` or `mse`, which have no kernels.
+        supervision: `kl`, `ce_teacher` or `ce_target`; `dkd`, `mse` or `bce_teacher`, which have none.
         normalize: `layer_norm`, `l2` or `none`.
         normalize_main: whether the main cross-entropy sees normalized logits too.
         amplitude: factor on normalized logits.

@@ -65,7 +65,8 @@ def stimulative_loss(
         weights: each subnet's weight in the total.
         supervision: `kl`: KL(main || subnet) at `temperature`, times temperature squared; `ce_teacher`:
             cross-entropy to softmax(main); `ce_target`: cross-entropy to the targets; `dkd`: decoupled
-            KL (see `_decoupled_kl`); `mse`: mean squared difference of the softmaxes, over B and C.
+            KL (see `_decoupled_kl`); `mse`: mean squared difference of the softmaxes, over B and C;
+            `bce_teacher`: binary cross-entropy to the sigmoid of main, mean over B and C.
         normalize: of each row of logits over the classes: `layer_norm` (zero mean, unit variance), `l2`
             (unit length) or `none`; the first two times `amplitude`.
         normalize_main: whether the main cross-entropy sees normalized logits too.
@@ -159,6 +160,8 @@ def _subnet_loss(
         return F.cross_entropy(student, teacher.softmax(dim=-1))
     if options.supervision == "dkd":
         return _decoupled_kl(student, teacher, targets)
+    if options.supervision == "bce_teacher":
+        return F.binary_cross_entropy_with_logits(student, teacher.sigmoid())
     if options.supervision == "mse":
         return F.mse_loss(student.softmax(dim=-1), teacher.softmax(dim=-1))
     return F.cross_entropy(student, targets, label_smoothing=options.label_smoothing)

@@ -27,7 +27,7 @@ from fasttrain.kernels.normalized_loss import (
 from fasttrain.kernels.normalized_loss.checks import Options
 
 NORMALIZATIONS = ("layer_norm", "l2", "none")
-SUPERVISIONS = ("kl", "ce_teacher", "ce_target", "dkd", "mse")
+SUPERVISIONS = ("kl", "ce_teacher", "ce_target", "dkd", "mse", "bce_teacher")
 DEVICE = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
 
 
@@ -77,6 +77,9 @@ def by_hand(
         return main_loss, kl(*pairs) + kl(*(a / a.sum(1, keepdims=True) for a in others))
     if options["supervision"] == "mse":
         return main_loss, ((p - q) ** 2).mean()
+    if options["supervision"] == "bce_teacher":
+        p, q = (1 / (1 + np.exp(-z)) for z in (teacher, normalized(student)))
+        return main_loss, -(p * np.log(q) + (1 - p) * np.log(1 - q)).mean()
     return main_loss, cross_entropy(normalized(student))
 
 
@@ -246,7 +249,7 @@ def test_what_does_not_fit_is_refused() -> None:
         stimulative_loss(main[0], [], targets, weights=[])
     with pytest.raises(ValueError, match="allowed: layer_norm, l2, none"):
         stimulative_loss(main, [], targets, weights=[], normalize="batch")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="allowed: kl, ce_teacher, ce_target, dkd, mse"):
+    with pytest.raises(ValueError, match="allowed: kl, ce_teacher, ce_target, dkd, mse, bce_teacher"):
         stimulative_loss(main, subnets, targets, weights=[1.0] * 3, supervision="cosine")  # type: ignore[arg-type]
     refused: list[tuple[dict[str, Any], str]] = [
         ({"temperature": 0.0}, "temperature is 0.0; allowed: above 0"),

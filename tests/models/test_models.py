@@ -110,7 +110,15 @@ def test_initialization_is_the_published_codes() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["vit_tiny_patch16_224", "resnet51", "mobilenetv4_conv_small", "cifar_resnet21", ""]
+    "name",
+    [
+        "vit_tiny_patch16_225",
+        "convnext_tiny.fb_in1k",
+        "resnet51",
+        "mobilenetv4_conv_small",
+        "cifar_resnet21",
+        "",
+    ],
 )
 def test_unknown_names_are_refused(name: str) -> None:
     with pytest.raises(ConfigError, match="allowed: a timm ResNet"):

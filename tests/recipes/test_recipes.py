@@ -58,7 +58,10 @@ def test_published_twins_differ_from_their_fast_ones_in_speed_alone() -> None:
     assert recipe("rn50-stpp-a1-published").method.sizes == tuple(range(86, 201))
 
 
-A_STEP = ("cifar10-mobilenetv3-st", "cifar10-resnet50-st", "rn50-ct-rsb-a2")
+A_STEP = (
+    *("cifar10-mobilenetv3-st", "cifar10-resnet50-st", "rn50-ct-rsb-a2", "rn50-augsub-rsb-a2"),
+    "vit-s-augsub-deit3-800",
+)
 
 
 @pytest.mark.parametrize("name", A_STEP)
@@ -77,7 +80,7 @@ def test_a_recipe_trains_a_step(name: str) -> None:
     assert result.gradient_norm > 0
     assert not any(torch.equal(value, before[key]) for key, value in network.named_parameters())
     walked = build.subnets_to_evaluate(config, network, -1)
-    assert len(walked) == {"cifar10-mobilenetv3-st": 144}.get(name, 216)
+    assert len(walked) == {"cifar10-mobilenetv3-st": 144, "vit-s-augsub-deit3-800": 12}.get(name, 216)
 
 
 def test_the_papers_settings() -> None:
@@ -95,6 +98,28 @@ def test_the_papers_settings() -> None:
             assert (config.method.main_loss, config.model.drop_path, config.data.repeats) == ("bce", 0.05, 3)
             assert (run.epochs, run.batch) == (300, 2048)
     assert published_top1("rn50-ct-rsb-a2") == 79.7
+
+
+def test_augsubs_recipes_have_twins_that_differ_in_the_method_alone() -> None:
+    """Learning rates, weight decays, drop-paths, epochs and batches are the table's."""
+    of_augsub = [name for name in RECIPES if "-augsub-" in name]
+    assert len(of_augsub) == 3 + 2 + 3 * 4 + 3
+    for name in of_augsub:
+        twin = name.replace("-augsub-", "-ct-")
+        ours, theirs = recipe(name), recipe(twin)
+        assert (ours.method.name, ours.method.drop, ours.method.drop_ratio) == ("augsub", "masking", 0.5)
+        own = {"name": "common", "backward": theirs.method.backward}
+        assert replace(ours, recipe=twin, method=replace(ours.method, **own)) == theirs  # type: ignore[arg-type]
+        top1 = published_top1(name), published_top1(twin)
+        assert top1 == (None, None) or top1[0] > top1[1]  # type: ignore[operator]
+        assert "Heo et al. 2023" in sources(name)
+    small, huge = recipe("vit-s-augsub-deit3-800"), recipe("vit-h-augsub-deit3-400-224")
+    assert (small.optim.name, small.optim.lr, small.optim.weight_decay) == ("lamb", 4e-3, 0.05)
+    assert (small.run.epochs, small.run.batch, small.model.drop_path) == (800, 2048, 0.05)
+    assert (huge.optim.name, huge.optim.lr, huge.optim.weight_decay) == ("adamw", 1e-5, 0.1)
+    assert (huge.run.epochs, huge.run.batch, huge.model.drop_path) == (20, 512, 0.55)
+    mae = recipe("vit-l-augsub-mae-finetune")
+    assert (mae.optim.lr, mae.optim.layer_decay, mae.run.epochs) == (4e-3, 0.75, 50)
 
 
 def test_a_recipe_tells_its_sources() -> None:
