@@ -56,11 +56,16 @@ show() { # COMMAND ...: print it, ready for a shell
 
 child=''   # the process that gets the signals
 stopped='' # the signal that is to end the run
+missed=''  # a signal that came while there was no child
 
 # shellcheck disable=SC2317 # the traps call it
 pass_on() { # SIGNAL
     stopped=$1
-    [[ -z $child ]] || kill -s "$1" "$child" 2> /dev/null || true
+    if [[ $child ]]; then
+        kill -s "$1" "$child" 2> /dev/null || true
+    else
+        missed=$1
+    fi
 }
 
 run() { # COMMAND ...: its exit status; it is a process group of its own, so that Ctrl-C reaches it once
@@ -69,7 +74,8 @@ run() { # COMMAND ...: its exit status; it is a process group of its own, so tha
     "$@" &
     child=$!
     set +m
-    [[ -z $stopped ]] || pass_on "$stopped" # it came before there was a child
+    [[ -z $missed ]] || pass_on "$missed" # once: what runs after a signal tells the other nodes of the end
+    missed=''
     wait "$child" || status=$?
     while kill -0 "$child" 2> /dev/null; do # a signal ended the wait
         status=0
@@ -97,12 +103,24 @@ find_python() {
         fail 2 "$python has no fasttrain: run make demo in $here once, or let PYTHON name one that has it"
 }
 
+slurm() { # NAME ...: end unless SLURM has set all of them, the last to a whole number
+    local name
+    for name; do
+        [[ ${!name:-} ]] || fail 2 "SLURM_JOB_ID is set and $name is not; allowed: both, as in a job, or neither"
+    done
+    [[ ${!name} =~ ^(0|[1-9][0-9]{0,17})$ ]] || fail 2 "$name is '${!name}'; allowed: a whole number"
+}
+
 find_nodes() {
     local list
     if in_slurm; then
         [[ ${SLURM_LOCALID:-0} == 0 ]] || fail 2 "more than one task per node; allowed: srun --ntasks-per-node=1"
         nodes=${SLURM_STEP_NUM_NODES:-${SLURM_NNODES:-1}} node=${SLURM_NODEID:-0}
-        list=$(scontrol show hostnames "${SLURM_STEP_NODELIST:-$SLURM_JOB_NODELIST}")
+        whole SLURM_NNODES "$nodes" 1 65536
+        whole SLURM_NODEID "$node" 0 $((nodes - 1))
+        [[ ${SLURM_STEP_NODELIST:-} ]] || slurm SLURM_JOB_NODELIST SLURM_JOB_ID
+        list=$(scontrol show hostnames "${SLURM_STEP_NODELIST:-$SLURM_JOB_NODELIST}") ||
+            fail 1 "scontrol does not tell the job's nodes; allowed: a SLURM job, or no SLURM_JOB_ID"
         master=${list%%$'\n'*}
         port=${MASTER_PORT:-$((10000 + SLURM_JOB_ID % 20000))} # below those that the kernel gives away
     else
@@ -130,6 +148,7 @@ find_processes() {
 
 status=0     # exit status of the last start
 again=yes    # whether this node would start (again)
+met=''       # whether the nodes have met
 restarts=0   # in a row
 last_step='' # where the last start began
 resume=()    # what a later start adds to the command line
@@ -149,10 +168,11 @@ meet() { # TRAINER'S ARGUMENTS ...: whether to start; sets where, or status
     if [[ $again && $stopped ]]; then
         again='' status=$(meaning 1)
     fi
-    if ((nodes == 1)); then
+    if ((nodes == 1)) || [[ $stopped && ! $met ]]; then
         [[ $again ]]
         return
     fi
+    [[ $again ]] || missed='' # this node ends anyhow
     local command=("$python" -m fasttrain.launch.rally --nodes "$nodes" --node "$node" --master "$master" --port "$port"
         --timeout "$join_timeout" --status "$status" ${again:+--again} -- "$processes" "$@")
     local words=(start RENDEZVOUS ADDRESS PORT INTERFACE) ended=0
@@ -167,6 +187,7 @@ meet() { # TRAINER'S ARGUMENTS ...: whether to start; sets where, or status
         [[ ${words[2]} != "$node" || ! -s $scratch/check ]] || cat "$scratch/check" >&2
         return 1
     fi
+    met=yes
     where=(--nnodes="$nodes" --node-rank="$node" --rdzv-id="${words[1]}"
         --rdzv-conf="timeout=$join_timeout" --master-addr="${words[2]}" --master-port="${words[3]}")
     network=(GLOO_SOCKET_IFNAME="${GLOO_SOCKET_IFNAME:-${words[4]}}"
@@ -286,12 +307,22 @@ restarts_allowed=${RESTARTS:-3} join_timeout=${JOIN_TIMEOUT:-300} requeues=${REQ
 whole RESTARTS "$restarts_allowed" 0
 whole JOIN_TIMEOUT "$join_timeout" 1
 whole REQUEUES "$requeues" 0
+if in_slurm; then
+    slurm SLURM_JOB_ID
+    whole SLURM_RESTART_COUNT "${SLURM_RESTART_COUNT:-0}" 0
+    [[ ! ${SLURM_STEP_ID:-} ]] || slurm SLURM_STEP_ID
+    in_step || slurm SLURM_NNODES
+fi
 find_python
 for argument in "${@:2}"; do
-    case $argument in -h | --help) exec "$python" -m fasttrain train "$@" ;; esac
+    case $argument in
+        -h | --help) exec "$python" -m fasttrain train "$@" ;;
+        --dry-run) fail 2 "--dry-run is behind $1; allowed: before the recipe" ;;
+    esac
 done
-scratch=$(mktemp -d)
-trap 'rm -rf "$scratch"' EXIT
+scratch=$(mktemp -d 2> /dev/null) ||
+    fail 2 "TMPDIR is '${TMPDIR:-/tmp}'; allowed: a folder that can be written to and has room"
+trap '[[ $BASHPID != "$$" ]] || rm -rf "$scratch"' EXIT # not in a child that a signal ends before its command
 trap 'pass_on TERM' TERM HUP
 trap 'pass_on INT' INT
 trap 'pass_on USR1' USR1

@@ -28,7 +28,7 @@ from fasttrain.distributed import Process
 from fasttrain.hardware import choose_precision, configure_backends
 from fasttrain.pipelines.loader import TrainLoader
 from fasttrain.recipes import recipe
-from fasttrain.telemetry import Interval
+from fasttrain.telemetry.interval import Interval
 
 from . import measure
 from .arguments import Parser, check_least

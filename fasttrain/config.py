@@ -16,13 +16,16 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 Policy = Literal[
-    *("none", "autoaugment", "randaugment", "trivialaugment", "uniformaugment", "threeaugment"),
-    *(
-        "randaugment_torchvision",
-        "randaugment_standard",
-        "trivialaugment_standard",
-        "uniformaugment_standard",
-    ),
+    "none",
+    "autoaugment",
+    "randaugment",
+    "trivialaugment",
+    "uniformaugment",
+    "threeaugment",
+    "randaugment_torchvision",
+    "randaugment_standard",
+    "trivialaugment_standard",
+    "uniformaugment_standard",
 ]
 
 LARGEST = 1e9

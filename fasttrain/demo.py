@@ -8,10 +8,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from .analysis.loafing import Series, draw_loafing, side_by_side
-from .analysis.output import finish, new_figure
+from .analysis.loafing import Series, draw_loafing
+from .analysis.output import beside, finish, new_figure
 from .recipes import recipe
-from .telemetry import write_json
+from .telemetry.files import write_json
 from .trainer import Summary, train
 
 METHODS = {"CT": "demo-ct", "ST++": "demo"}
@@ -61,7 +61,7 @@ def _write(summaries: dict[str, Summary], folder: Path) -> None:
             top1=report.top1,
             mean=report.mean,
             deviation=report.deviation,
-            x=side_by_side([sum(depths) for depths in report.depths], index, len(reports)),
+            x=beside([sum(depths) for depths in report.depths], index, len(reports)),
         )
         for index, (method, report) in enumerate(reports.items())
     ]

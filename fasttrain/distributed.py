@@ -55,11 +55,11 @@ def start(run: Run) -> Process:
     """Join torchrun's process group (NCCL on GPUs, gloo on CPUs), or run alone outside of torchrun.
 
     Raises:
-        ConfigError: no device for this process.
+        ConfigError: no device for this process, or variables that torchrun would not have set.
         DistributedError: the processes did not find each other within `run.start_timeout`.
     """
-    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    device = choose_device(run.device, int(os.environ.get("LOCAL_RANK", 0)))
+    rank, world, local_rank = _place()
+    device = choose_device(run.device, local_rank)
     if world > 1 and not dist.is_initialized():
         # The watchdog, which prints where a process hangs, is to be first.
         timeout = timedelta(seconds=30 + max(run.start_timeout, PATIENCE * run.step_timeout))
@@ -77,6 +77,36 @@ def start(run: Run) -> Process:
         )
         _Joined.host = dist.new_group(backend="gloo", timeout=timeout)  # type: ignore[assignment]
     return Process(rank, world, device)
+
+
+def _place() -> tuple[int, int, int]:
+    """Rank among all processes, their number, and rank on this machine, as torchrun tells them.
+
+    Raises:
+        ConfigError: they are not torchrun's, but left over from something else.
+    """
+    world = _variable("WORLD_SIZE", 1, 1, 2**20)
+    place = _variable("RANK", 0, 0, world - 1), world, _variable("LOCAL_RANK", 0, 0, world - 1)
+    needed = ("RANK", "MASTER_ADDR", "MASTER_PORT") if world > 1 else ()
+    for name in needed:
+        if not os.environ.get(name):
+            raise _not_ours(f"WORLD_SIZE is {world} and {name} is not set")
+    if needed:
+        _variable("MASTER_PORT", 0, 1, 65535)
+    return place
+
+
+def _variable(name: str, default: int, low: int, high: int) -> int:
+    text = os.environ.get(name, str(default))
+    if not (text.isascii() and text.isdigit() and len(text) < 10 and low <= int(text) <= high):
+        raise _not_ours(f"the environment's {name} is {text!r}; allowed: {low} to {high}")
+    return int(text)
+
+
+def _not_ours(what: str) -> ConfigError:
+    error = ConfigError(f"{what}; ./launch.sh and torchrun set what belongs together, a run alone needs none")
+    error.speaks = True
+    return error
 
 
 def stop() -> None:

@@ -62,7 +62,9 @@ class NodeStatistics:
 
     def _record(self, layer: nn.Module, args: tuple[Tensor, ...]) -> None:
         x = args[0].to(torch.promote_types(args[0].dtype, torch.float32))
-        variance, mean = torch.var_mean(x, dim=(0, 2, 3), correction=0)
+        mean = x.mean((0, 2, 3))
+        # torch.var_mean takes 3 to 20 times as long on a CPU (AMD EPYC, [16, C, 24, 24] and smaller)
+        variance = (x - mean[:, None, None]).square_().mean((0, 2, 3))
         assert isinstance(layer, _BatchNorm)
         key = (self.current, layer)
         moments = torch.stack((mean, variance)) * len(x)

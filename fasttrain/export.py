@@ -16,13 +16,15 @@ from .config import Config
 from .distributed import Process
 from .errors import ConfigError
 from .evaluation import estimate_statistics, evaluate, use_statistics
-from .formats import FORMATS, ONNX_OPSET, check_output
+from .formats import FORMATS, ONNX_OPSET, check_output, require_onnx
 from .hardware import choose_device, choose_precision, configure_backends
 from .models import StagedNetwork, batch_norms
 from .opening import for_evaluation
 from .pipelines.folder import ImageFolder
 from .pipelines.manifest import check_presence, open_images
 from .trained import Trained, metadata, open_trained
+
+STATISTICS = ("auto", "reestimated", "main")
 
 
 def bare_subnet(network: StagedNetwork, depths: Sequence[int]) -> StagedNetwork:
@@ -76,8 +78,11 @@ def export(
     Raises:
         RunError: see `fasttrain.errors`; nothing is written then.
     """
-    if form not in FORMATS:
-        raise ConfigError(f"--format is {form}; allowed: {', '.join(FORMATS)}")
+    for option, value, allowed in (("format", form, FORMATS), ("statistics", statistics, STATISTICS)):
+        if value not in allowed:
+            raise ConfigError(f"--{option} is {value}; allowed: {', '.join(allowed)}")
+    if form == "onnx":
+        require_onnx()
     check_output(output, FORMATS[form].suffixes, force=force)
     trained = open_trained(source, which, recipe)
     network = trained.network()
@@ -85,14 +90,15 @@ def export(
     if form in ("published", "timm", "torchvision"):
         check_form(form, network.name, network.depths)
     config = for_evaluation(trained.config, train, val, 0, device)
-    lines = []
+    lines, is_subnet = [], network.depths != trained.depths
+    if is_subnet:
+        trained = replace(trained, depths=network.depths, top1=None)
     if statistics == "auto":
         at_hand = bool(train) or os.path.exists(config.data.train)
-        is_subnet = network.depths != trained.depths and bool(batch_norms(network))
-        statistics = "reestimated" if is_subnet and at_hand else "main"
-        if is_subnet and not at_hand:
+        own = is_subnet and bool(batch_norms(network))
+        statistics = "reestimated" if own and at_hand else "main"
+        if own and not at_hand:
             lines.append(_NO_IMAGES)
-    trained = _with_depths(trained, network)
     calibration = _open(trained, config.data.train, "--train") if statistics == "reestimated" else None
     validation = _open(trained, val, "--val") if val else None
     trained = _compute(trained, network, config, calibration, validation)
@@ -116,12 +122,6 @@ def _cut(network: StagedNetwork, depths: Sequence[int]) -> None:
             f"--subnet is {','.join(map(str, depths))}; allowed: 1 to {','.join(map(str, full))} blocks per "
             f"stage of {network.name}"
         ) from None
-
-
-def _with_depths(trained: Trained, network: StagedNetwork) -> Trained:
-    """What is known of a subnet: not its accuracy."""
-    top1 = trained.top1 if network.depths == trained.depths else None
-    return replace(trained, depths=network.depths, top1=top1)
 
 
 def _open(trained: Trained, path: str, option: str) -> ImageFolder:

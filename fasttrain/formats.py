@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import tempfile
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -94,14 +95,10 @@ def write_onnx(
         ConfigError: the extra onnx is not installed.
         CheckpointError: the file cannot be written.
     """
-    try:
-        import onnx
-        import onnxscript  # noqa: F401
-    except ImportError:
-        raise ConfigError(
-            "--format is onnx; allowed with the extra onnx: uv pip install -e '.[onnx]'"
-        ) from None
-    plain = copy.deepcopy(network).to("cpu", torch.float32, memory_format=torch.contiguous_format).eval()
+    require_onnx()
+    import onnx
+
+    plain = copy.deepcopy(network).to("cpu", torch.float32).to(memory_format=torch.contiguous_format).eval()
     images = torch.zeros(batch or 2, 3, side, side)  # of one image, a batch axis would be taken for fixed
     shapes = ({} if batch else {0: torch.export.Dim("batch")},)
     with warnings.catch_warnings(), torch.no_grad():
@@ -121,6 +118,20 @@ def write_onnx(
     onnx.helper.set_model_props(model, dict(about or {}))
     onnx.checker.check_model(model)
     write_whole(path, lambda file: file.write(model.SerializeToString()))
+
+
+def require_onnx() -> None:
+    """Look for what torch needs to write ONNX.
+
+    Raises:
+        ConfigError: the extra onnx is not installed.
+    """
+    try:
+        import onnx  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError:
+        message = "--format is onnx; allowed with the extra onnx: uv pip install -e '.[onnx]'"
+        raise ConfigError(message) from None
 
 
 def _weights(network: StagedNetwork, form: str) -> dict[str, Tensor]:
@@ -160,9 +171,9 @@ def check_output(path: Path, suffixes: Sequence[str], *, force: bool) -> None:
     """
     if path.suffix not in suffixes:
         raise ConfigError(f"-o is {path}; allowed for this format: a file ending in {', '.join(suffixes)}")
-    if path.is_dir() or not path.parent.is_dir():
+    if os.path.isdir(path) or not os.path.isdir(path.parent):  # unlike Path.is_dir, never raises
         raise ConfigError(f"-o is {path}; allowed: a file in a folder that exists")
-    if path.exists() and not force:
+    if os.path.lexists(path) and not force:
         raise ConfigError(f"-o is {path}, which exists; allowed: another file, or --force")
     try:
         with tempfile.TemporaryFile(dir=path.parent):

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import fields
 from typing import Any, Literal, NamedTuple
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -144,8 +143,7 @@ class Stimulated(nn.Module):
         """
         places = tuple((0, position) for position in range(1, 1 + len(outputs.subnets)))
         plan = Plan((), (), places, outputs.weights)
-        with torch.autocast(outputs.main.device.type, enabled=False):  # its sums are float32
-            return self.method.loss([[outputs.main, *outputs.subnets]], plan, targets)
+        return self.method.loss([[outputs.main, *outputs.subnets]], plan, targets)
 
     def task_loss(self, outputs: Outputs, compute: Callable[[Output], Tensor], *heads: nn.Module) -> Tensor:
         """Any loss of the main network, and the same of each subnet: the ground truth teaches them (R50-ST*).

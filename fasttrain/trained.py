@@ -84,7 +84,7 @@ class Trained:
         if not self.classes and len(images.classes) != self.outputs:
             raise CheckpointError(
                 f"{self.path} has {self.outputs} outputs, {images.root} holds {len(images.classes)} classes; "
-                "allowed: as many (a manifest by `data check --classes FILE` names them all)"
+                "allowed: as many, in the order of the outputs"
             )
 
 
@@ -114,8 +114,8 @@ def open_trained(path: Path, which: str = "best", recipe_name: str = "") -> Trai
 def _from_checkpoint(path: Path) -> Trained:
     state = checkpoint.load(path)  # compared with its manifest
     with checkpoint.restoring(path):
-        config, position, main = from_dict(state["config"]), state["position"], state["main"]
-        evaluated = main is not None and state["evaluated"] == position["global_step"]
+        config, position, main = from_dict(state["config"]), state["position"], state.get("main")
+        evaluated = state.get("evaluated") == position["global_step"]
         return Trained(
             path=path,
             config=config,
@@ -125,7 +125,7 @@ def _from_checkpoint(path: Path) -> Trained:
             classes=tuple(state["classes"]),
             step=int(position["global_step"]),
             epoch=int(position["epoch"]),
-            top1=float(main["top1"]) if evaluated else None,
+            top1=float(main["top1"]) if main and evaluated else None,
         )
 
 
@@ -134,11 +134,11 @@ def _from_weights(path: Path, state: Any, recipe_name: str) -> Trained:
     if bool(told) == bool(recipe_name):
         allowed = "none, since it names its own" if told else "the recipe or config.json that it fits"
         raise ConfigError(f"--recipe is {recipe_name!r} for the weights in {path}; allowed: {allowed}")
-    config = recipe(recipe_name) if recipe_name else Config()
+    named = {"config": recipe(recipe_name)} if recipe_name else {}
     with checkpoint.restoring(path):
-        facts = _facts(told) if told else {"config": config, "depths": _skeleton(config).depths}
+        facts: dict[str, Any] = named or _facts(told)
         skeleton = _skeleton(facts["config"])
-        skeleton.keep(facts["depths"])
+        skeleton.keep(facts.setdefault("depths", skeleton.depths))
         weights = to_ours(skeleton, given)
         head = weights.get(list(skeleton.state_dict())[-1])
         outputs = len(head) if isinstance(head, Tensor) and head.ndim else 1

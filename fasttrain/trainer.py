@@ -34,7 +34,7 @@ from .checkpoint.keeper import Keeper
 from .checkpoint.state import Position, State, seed_process
 from .config import Config
 from .distributed import Agreement, Process
-from .errors import Interrupted, NonFiniteError, Preempted, RunError
+from .errors import ConfigError, Interrupted, NonFiniteError, Preempted, RunError
 from .evaluation import (
     Accuracy,
     SubnetReport,
@@ -51,7 +51,11 @@ from .hardware import choose_precision, configure_backends
 from .launch import status
 from .models import StagedNetwork
 from .pipelines.loader import EvalLoader
-from .telemetry import Interval, Log, Reporter, RunFolder, check_sinks
+from .telemetry.folder import RunFolder
+from .telemetry.interval import Interval
+from .telemetry.log import Log
+from .telemetry.reporter import Reporter
+from .telemetry.sinks import check_sinks
 
 Item = TypeVar("Item")
 
@@ -190,7 +194,7 @@ class Trainer:
         finally:
             self.reporter.close(state)
             self._close()
-            with suppress(OSError):  # it would hide what ended the run
+            with suppress(ConfigError):  # it would hide what ended the run
                 self._status(state, exit_status=exit_status, message=message)
 
     def _fit(self) -> Summary:
@@ -265,8 +269,8 @@ class Trainer:
         elif not math.isfinite(metrics["loss"]):
             raise NonFiniteError(
                 f"the loss became {metrics['loss']} within the steps up to {self.position.global_step}; "
-                f"the checkpoints in {self.folder.checkpoints} are from before. A lower --optim.lr, "
-                "--optim.warmup-epochs or --optim.clip may help"
+                f"the checkpoints in {self.folder.checkpoints} are from before. A lower --optim.lr, more "
+                "--optim.warmup-epochs, or --optim.clip may help"
             )
         self.reporter.train(asdict(self.position), metrics)
         interval.restart()

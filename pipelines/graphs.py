@@ -75,7 +75,7 @@ def train_graph(inputs: Mapping[str, Node], data: Data, dtype: torch.dtype, cuda
         full = colour.jitter(full, inputs, cuda)
     if data.lighting and data.published_lighting:
         full = fn.coord_transform(full, M=1.0, T=inputs["lighting"], dtype=types.DALIDataType.UINT8)
-    if data.policy_last:
+    if data.policy != "none" and data.policy_last:
         full = apply_policy(full, inputs, data, cuda)
     mean: Any = types.Constant([255 * value for value in data.mean], dtype=types.DALIDataType.FLOAT)
     if data.lighting and not data.published_lighting:

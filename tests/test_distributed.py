@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from fasttrain import distributed
+from fasttrain.config import Run
 from fasttrain.errors import ConfigError
 from fasttrain.models import create_model
 
@@ -105,3 +106,25 @@ def test_the_launcher_trains_in_two_processes(tmp_path: Path) -> None:
     assert evaluation["images"] == 355
     assert len(subnets["top1"]) == 2
     assert result.stdout.count("2 processes, global batch 64") == 1
+
+
+@pytest.mark.parametrize(
+    ("variables", "told"),
+    [
+        ({"RANK": "abc"}, "RANK is 'abc'; allowed: 0 to 0"),
+        ({"RANK": "5"}, "RANK is '5'; allowed: 0 to 0"),
+        ({"LOCAL_RANK": ""}, "LOCAL_RANK is ''"),
+        ({"WORLD_SIZE": "0"}, "WORLD_SIZE is '0'"),
+        ({"WORLD_SIZE": "2"}, "RANK is not set"),
+        ({"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "x", "MASTER_PORT": "y"}, "MASTER_PORT is 'y'"),
+    ],
+)
+def test_variables_that_are_not_torchruns_are_told(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], told: str
+) -> None:
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match=told):
+        distributed.start(Run())

@@ -63,6 +63,20 @@ def close(ours: Accuracy, theirs: Accuracy) -> bool:
     return astuple(ours) == pytest.approx(astuple(theirs), rel=1e-5)
 
 
+def test_the_loss_may_see_normalized_logits(network: StagedNetwork) -> None:
+    batches = labelled(2)
+    raw, normalized = (
+        evaluate(network, [network.full], batches, FP32, normalize=kind)[0] for kind in ("none", "layer_norm")
+    )
+    with torch.no_grad():
+        logits = torch.cat([network.eval()(images) for images, _ in batches])
+    targets = torch.cat([targets for _, targets in batches])
+    expected = F.cross_entropy(F.layer_norm(logits, (7,), eps=1e-7), targets)
+    assert normalized.loss == pytest.approx(float(expected), rel=1e-4)
+    assert (normalized.top1, normalized.top5) == (raw.top1, raw.top5)
+    assert normalized.loss != pytest.approx(raw.loss, rel=1e-3)
+
+
 @pytest.mark.parametrize("sampling", ["ordered", "stochastic"])
 def test_the_walk_equals_one_by_one(network: StagedNetwork, sampling: str) -> None:
     space = sampling_space(sampling, "default", LAYERS)

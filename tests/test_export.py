@@ -53,8 +53,8 @@ def write_run(config: Config) -> Path:
     with torch.no_grad():
         for _ in range(20):
             network(seen)
-        network.fc.weight.normal_()  # type: ignore[union-attr, operator]
-        network.fc.bias -= network.eval()(seen).mean(0)  # type: ignore[union-attr, operator]
+        network.fc.weight.normal_()  # type: ignore[operator, union-attr]
+        network.fc.bias -= network.eval()(seen).mean(0)  # type: ignore[union-attr]
     state: dict[str, Any] = {name: kind() for name, kind in checkpoint.CONTENTS.items()} | {
         "config": to_dict(config),
         "classes": NAMES,
@@ -148,7 +148,10 @@ def test_the_statistics_are_the_subnets_own_in_timms_network(
     capsys: pytest.CaptureFixture[str], images: Path, tmp_path: Path
 ) -> None:
     """A bare subnet of ResNet-18 by timm's names, in timm: the logits of the subnet with its statistics."""
-    config = configure(images, tmp_path, model={"name": "resnet18"}, run={"precision": "fp32"})
+    batch = 64  # more than there are images: they are one batch
+    config = configure(
+        images, tmp_path, model={"name": "resnet18"}, run={"precision": "fp32", "batch": batch}
+    )
     run = write_run(config)
     for form, name in (("timm", "x.pth"), ("safetensors", "x.safetensors")):
         path = tmp_path / name
@@ -183,9 +186,10 @@ def test_published_checkpoints_are_evaluated_and_exported_by_a_recipe(
 ) -> None:
     path, config = published
     words = (path, "--recipe", config, "--device", "cpu")
-    status, out, err = command(capsys, "evaluate", *words, "--val", images / "val", "--subnets", "0")
+    data = ("--val", images / "val", "--train", images / "train")
+    status, out, err = command(capsys, "evaluate", *words, *data, "--subnets", "1")
     assert (status, err) == (0, "")
-    assert "15 images" in out
+    assert "15 images\n1 subnets with their own batch-norm statistics" in out
     status, _, err = command(capsys, "export", *words, "--format", "timm", "-o", tmp_path / "x.pth")
     assert (status, err) == (0, "")
     theirs = timm.create_model("resnet50", num_classes=CLASSES)

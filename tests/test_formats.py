@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import sys
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from fasttrain.errors import CheckpointError, ConfigError
+from fasttrain.evaluation import estimate_statistics, evaluate, use_statistics
 from fasttrain.export import bare_subnet
 from fasttrain.formats import (
     FORMATS,
@@ -28,7 +29,9 @@ from fasttrain.formats import (
     write_timm,
     write_torchvision,
 )
+from fasttrain.hardware import Precision
 from fasttrain.models import StagedNetwork, create_model
+from fasttrain.subnets import ordered_space, ordered_subnet
 from tests.networks import TINY, tiny_images
 from tests.published import Published
 
@@ -140,13 +143,31 @@ def test_outputs_are_checked_first(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("family", TINY)
-def test_a_bare_subnet_leaves_the_network_as_it_was(family: str) -> None:
-    network = TINY[family]((2, 2, 3)).eval()
-    before = json.dumps([network.depths, sorted(network.state_dict())])
-    subnet, images = bare_subnet(network, (2, 1, 2)), tiny_images(2, 32)
+def test_a_bare_subnet_is_timms_smaller_network_and_leaves_the_whole_one_alone(family: str) -> None:
+    network, images = TINY[family]((2, 2, 3)).eval(), tiny_images(2, 32)
+    before = sorted(network.state_dict())
+    subnet = bare_subnet(network, (2, 1, 2))
     assert subnet.depths == (2, 1, 2)
     assert torch.equal(logits(subnet, images), network(images, (2, 1, 2)))
-    assert before == json.dumps([network.depths, sorted(network.state_dict())])
-    assert subnet.state_dict().keys() < network.state_dict().keys()
+    assert (network.depths, sorted(network.state_dict())) == ((2, 2, 3), before)
+    smaller = TINY[family]((2, 1, 2))
+    smaller.load_state_dict(subnet.state_dict())
+    assert torch.equal(logits(smaller, images), network(images, (2, 1, 2)))
     with pytest.raises(ValueError, match="allowed: 1 to"):
         bare_subnet(network, (2, 3, 1))
+
+
+@pytest.mark.parametrize("family", TINY)
+def test_a_bare_subnets_own_statistics_are_those_of_the_walk(family: str) -> None:
+    """Re-estimated alone, or with all subnets in their tree: the same accuracy and loss."""
+    network, precision = TINY[family]((2, 2, 3)).train(), Precision("fp32", "cpu")
+    calibration = [tiny_images(8, 32, seed) for seed in range(2)]
+    batches = [(tiny_images(6, 32, 9), torch.arange(6) % 7)]
+    subnets = list(ordered_space("default", (2, 2, 3)))
+    walk = estimate_statistics(network, subnets, calibration, precision)
+    together = evaluate(network, subnets, batches, precision, walk)
+    for depths in ((1, 1, 1), (2, 1, 2), (2, 2, 3)):
+        bare = bare_subnet(network, depths)
+        use_statistics(bare, estimate_statistics(bare, [bare.full], calibration, precision))
+        (alone,) = evaluate(bare, [bare.full], batches, precision)
+        assert astuple(alone) == pytest.approx(astuple(together[subnets.index(ordered_subnet(depths))]))

@@ -21,26 +21,20 @@ from torch.nn.parallel import DistributedDataParallel
 import fasttrain
 from fasttrain import stimulate
 from fasttrain.errors import ConfigError
-from fasttrain.subnets import Subnet
+from fasttrain.subnets import PrefixTree, Subnet
 from tests.networks import tiny_images, tiny_mobilenet, tiny_resnet
 
 README = Path(__file__).parent.parent / "README.md"
 CLASSES = 5
 
 
-class Segmenter(nn.Sequential):
+class Segmenter(nn.Module):
     """A head with batch norm over the last two stages' outputs."""
 
     def __init__(self, channels: Sequence[int]) -> None:
-        deep, shallow = channels[-1], channels[-2]
-        super().__init__(
-            OrderedDict(
-                deep=nn.Conv2d(deep, 8, 1),
-                shallow=nn.Conv2d(shallow, 8, 1),
-                norm=nn.BatchNorm2d(8),
-                out=nn.Conv2d(8, CLASSES, 3, padding=1),
-            )
-        )
+        super().__init__()
+        self.deep, self.shallow = nn.Conv2d(channels[-1], 8, 1), nn.Conv2d(channels[-2], 8, 1)
+        self.norm, self.out = nn.BatchNorm2d(8), nn.Conv2d(8, CLASSES, 3, padding=1)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         fine = self.shallow(features[-2])
@@ -122,6 +116,19 @@ def test_a_segmenters_gradients_are_those_of_separate_passes(sampling: str) -> N
             torch.testing.assert_close(own, other)
 
 
+def test_shared_blocks_run_once() -> None:
+    """Three subnets and the model: as many block calls as their tree has, far fewer than one by one."""
+    model = tiny_resnet((3, 3, 3, 3)).train()
+    stim = stimulate(model, outputs="features", subnets=3, seed=5)
+    calls: list[nn.Module] = []
+    for stage in model.stages:
+        for block in stage:
+            block.register_forward_hook(lambda module, *_: calls.append(module))
+    subnets = [stim.network.full, *stim.method.draw(0, 0).subnets]
+    stim(tiny_images(2, 64), 0)
+    assert len(calls) == len(PrefixTree(subnets)) < 0.8 * sum(map(len, subnets))
+
+
 def test_a_classifiers_loss_is_the_papers() -> None:
     """ST equation 5: cross-entropy, and each subnet's KL to the detached main output."""
     model = tiny_resnet((2, 2, 2, 2)).train()
@@ -197,17 +204,16 @@ def test_networks_of_our_own() -> None:
         stimulate(model, outputs="features")
 
 
-class NoReluInItsStem(nn.Module):
+class NoReluInItsStem(nn.Sequential):
     """Looks like a ResNet; its forward does more than its children."""
 
     def __init__(self) -> None:
-        super().__init__()
-        source = tiny_resnet((1, 1))
-        for name in ("conv1", "bn1", "layer1", "layer2"):
-            self.add_module(name, getattr(source, name))
+        children = dict(tiny_resnet((1, 1)).named_children())
+        super().__init__(OrderedDict((name, children[name]) for name in ("conv1", "bn1", "layer1", "layer2")))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.layer2(self.layer1(F.relu(self.bn1(self.conv1(x)))))
+        convolution, norm, *layers = self
+        return nn.Sequential(*layers)(F.relu(norm(convolution(x))))
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,10 @@ import pytest
 import torch
 from PIL import Image
 
-from fasttrain import build, checkpoint
+from fasttrain import build, checkpoint, loading
 from fasttrain.checkpoint.archive import Archive
 from fasttrain.config import Config, Model
+from fasttrain.distributed import Process
 from fasttrain.errors import CheckpointError, ConfigError, DataError, NonFiniteError
 from fasttrain.models import FusedBatchNorm, StagedNetwork, create_model
 from fasttrain.models.fuse import SharingBottleneck
@@ -284,6 +285,19 @@ def test_an_odd_batch_that_is_mixed_is_warned_of(images: Path, tmp_path: Path) -
     }
     train(configure(images, tmp_path, **changes))
     assert "warning: 7 images per process are mixed in pairs" in (tmp_path / "run" / "log.txt").read_text()
+
+
+def test_statistics_are_reestimated_on_mixed_images(images: Path, tmp_path: Path) -> None:
+    """Pairs of neighbours are mixed: each pair keeps its mean."""
+    batches = []
+    for mixup in (0.0, 1.0):
+        config = configure(images, tmp_path, data={"mixup": mixup})
+        folder = loading.open_folders(config).train
+        process = Process(0, 1, torch.device("cpu"))
+        batches.append(next(loading.calibration_batches(config, folder, process, torch.float32, 3)))
+    plain, mixed = (batch.unflatten(0, (4, 2)) for batch in batches)
+    torch.testing.assert_close(mixed.mean(1), plain.mean(1))
+    assert not torch.equal(mixed, plain)
 
 
 def test_published_options_run(images: Path, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean, pstdev
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from ..randomness import Stream, generator
 from ..subnets import BlockRef
 from .deletion import deletable, name_of, without
 from .options import AlterationOptions, check_least
-from .output import Rows, finish, whole_numbers, whose
+from .output import Rows, beside, finish, whole_numbers, whose
 from .runs import find, open_each
 
 
@@ -72,23 +72,18 @@ class DeleteSeveral:
         return Rows(["mean Top-1, %; deleted:", *map(str, shown)], cells)
 
     def draw(self, figure: Any) -> None:
-        """Mean, deviation and range over the number of deleted blocks."""
+        """Mean, quartiles and range over the number of deleted blocks."""
         axes = figure.add_subplot()
         numbers = range(len(self.combinations) + 1)
         for index, network in enumerate(self.networks):
             colour, groups = f"C{index}", [[network.intact], *network.top1]
-            axes.fill_between(
-                numbers, list(map(min, groups)), list(map(max, groups)), color=colour, alpha=0.12, linewidth=0
-            )
-            axes.errorbar(
-                numbers,
-                network.means(),
-                list(map(pstdev, groups)),
-                fmt="o-",
-                capsize=3,
-                color=colour,
-                label=f"{network.label}: mean ± deviation, least to greatest",
-            )
+            low, high = zip(*(np.quantile(group, (0.25, 0.75)) for group in groups), strict=True)
+            places = beside(numbers, index, len(self.networks))
+            axes.fill_between(numbers, [*map(min, groups)], [*map(max, groups)], color=colour, alpha=0.12)
+            axes.vlines(places, low, high, color=colour, alpha=0.5, linewidth=5)
+            axes.plot(places, network.means(), "o-", color=colour, label=f"{network.label}: mean")
+        axes.plot([], [], color="grey", linewidth=5, alpha=0.5, label="middle half of the combinations")
+        axes.fill_between([], [], color="grey", alpha=0.2, label="least to greatest")
         whole_numbers(axes)
         finish(
             axes,

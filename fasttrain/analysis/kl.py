@@ -23,7 +23,7 @@ from ..opening import Opened
 from ..subnets import Depths, Subnet, depths_of
 from ..trained import open_trained
 from .options import SubnetOptions
-from .output import Rows, finish, whole_numbers, whose
+from .output import Rows, beside, finish, whole_numbers, whose
 from .runs import Source, check_alike, folder_of, labels, open_each, space_of
 
 
@@ -70,26 +70,24 @@ class Kl:
     def draw(self, figure: Any) -> None:
         """Mean and range over the subnets, over epochs."""
         axes = figure.add_subplot()
-        for index, label in enumerate(dict.fromkeys(point.label for point in self.points)):
+        names = list(dict.fromkeys(point.label for point in self.points))
+        for index, label in enumerate(names):
             points = [point for point in self.points if point.label == label]
-            epochs = [point.epoch for point in points]
+            places = beside([point.epoch for point in points], index, len(names))
             kept = [[kl for kl in point.kl if kl > 0] for point in points]  # the main network's own is 0
             low, high = [min(kl, default=0) for kl in kept], [max(kl, default=0) for kl in kept]
-            axes.vlines(epochs, low, high, color=f"C{index}", alpha=0.3, linewidth=4)
-            axes.plot(
-                epochs,
-                [fmean(p.kl) for p in points],
-                "o-",
-                color=f"C{index}",
-                label=f"{label}: mean of {len(self.depths)} subnets; bar: least to greatest",
-            )
+            axes.vlines(places, low, high, color=f"C{index}", alpha=0.3, linewidth=5)
+            axes.plot(places, [fmean(p.kl) for p in points], "o-", color=f"C{index}", label=f"{label}: mean")
+        axes.plot([], [], color="grey", linewidth=5, alpha=0.3, label="least to greatest")
         axes.set_yscale("log")
+        axes.margins(y=0.3)  # room for the legend
         whole_numbers(axes)
+        logits = "" if self.normalize == "none" else f" by {self.normalize} logits"
         finish(
             axes,
-            title=f"KL of every subnet, batch-norm statistics {whose(self.statistics)}",
+            title=f"KL of {len(self.depths)} subnets{logits}, batch-norm statistics {whose(self.statistics)}",
             x="epochs done at the checkpoint",
-            y=f"KL(main network || subnet), nats per image (logits normalized: {self.normalize})",
+            y="KL(main network || subnet), nats per image",
         )
 
 

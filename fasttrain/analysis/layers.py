@@ -15,7 +15,7 @@ from typing import Any
 
 from ..subnets import Depths, depths_of
 from .options import SubnetOptions
-from .output import TOP1, Rows, whose
+from .output import TOP1, Rows, beside, whose
 from .runs import find, open_each, space_of
 
 
@@ -35,6 +35,8 @@ class Count:
         subnets: how many do so.
         mean: of their Top-1, percent.
         deviation: likewise.
+        least: of their Top-1, percent.
+        greatest: likewise.
         others_whole: Top-1 of the one that keeps the most blocks in all other stages; None if not evaluated.
     """
 
@@ -44,6 +46,8 @@ class Count:
     subnets: int
     mean: float
     deviation: float
+    least: float
+    greatest: float
     others_whole: float | None
 
 
@@ -79,26 +83,24 @@ class Layers:
         for panel, stage in zip(panels, stages, strict=True):
             for index, name in enumerate(names):
                 counts = [count for count in self.counts if (count.label, count.stage) == (name, stage)]
-                blocks = [count.blocks for count in counts]
-                panel.errorbar(
-                    blocks,
-                    [c.mean for c in counts],
-                    [c.deviation for c in counts],
-                    fmt="o-",
-                    capsize=3,
-                    color=f"C{index}",
-                    label=f"{name}: mean ± deviation",
-                )
-                whole = [(c.blocks, c.others_whole) for c in counts if c.others_whole is not None]
+                places = beside([count.blocks for count in counts], index, len(names))
+                low, high = [count.least for count in counts], [count.greatest for count in counts]
+                panel.vlines(places, low, high, color=f"C{index}", alpha=0.3, linewidth=5)
+                panel.plot(places, [c.mean for c in counts], "o-", color=f"C{index}", label=f"{name}: mean")
+                whole = [
+                    (place, count.others_whole)
+                    for place, count in zip(places, counts, strict=True)
+                    if count.others_whole is not None
+                ]
                 panel.plot(
-                    [x for x, _ in whole],
-                    [y for _, y in whole],
+                    *zip(*whole, strict=True),
                     "s--",
                     markersize=5,
                     alpha=0.7,
                     color=f"C{index}",
                     label=f"{name}: other stages whole",
                 )
+            panel.plot([], [], color="grey", linewidth=5, alpha=0.3, label="least to greatest")
             panel.set_title(f"stage {stage}", fontsize=10)
             panel.set_xlabel("blocks kept")
             panel.set_xticks(sorted({count.blocks for count in self.counts if count.stage == stage}))
@@ -120,7 +122,9 @@ def counts_of(label: str, depths: Sequence[Depths], top1: Sequence[float]) -> li
         for blocks in sorted({each[stage] for each in depths}):
             own = [accuracy for each, accuracy in found.items() if each[stage] == blocks]
             whole = found.get((*most[:stage], blocks, *most[stage + 1 :]))
-            counts.append(Count(label, stage + 1, blocks, len(own), fmean(own), pstdev(own), whole))
+            counts.append(
+                Count(label, stage + 1, blocks, len(own), fmean(own), pstdev(own), min(own), max(own), whole)
+            )
     return counts
 
 

@@ -41,8 +41,3 @@ def draw_loafing(axes: Any, series: Sequence[Series]) -> None:
             linestyle="--",
             label=f"{each.label}: main network {each.main:.1f} %",
         )
-
-
-def side_by_side(blocks: Sequence[int], index: int, count: int) -> list[float]:
-    """Numbers of blocks, shifted so that `count` networks' points do not hide each other."""
-    return [number + 0.12 * (index - (count - 1) / 2) for number in blocks]

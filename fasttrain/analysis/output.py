@@ -11,17 +11,15 @@ from rich.console import Console
 from rich.table import Table
 
 from ..errors import ConfigError
-from ..telemetry import write_json
-
-Cell = str | float | int
+from ..telemetry.files import write_json
 
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """A table: the first column is text, the others numbers."""
+    """A table: the first column names what the others tell of; fractions get two digits."""
 
     columns: Sequence[str]
-    cells: Sequence[Sequence[Cell]]
+    cells: Sequence[Sequence[object]]
 
 
 class Result(Protocol):
@@ -78,7 +76,7 @@ def show(title: str, rows: Rows) -> None:
     Console(width=None if Console().is_terminal else 110, highlight=False).print(table)
 
 
-def _text(cell: Cell) -> str:
+def _text(cell: object) -> str:
     return f"{cell:.2f}" if isinstance(cell, float) else str(cell)
 
 
@@ -100,6 +98,11 @@ def whole_numbers(axes: Any) -> None:
     axes.xaxis.get_major_locator().set_params(integer=True)
 
 
+def beside(places: Sequence[float], index: int, count: int) -> list[float]:
+    """Whole numbers on the x axis, shifted so that the points of `count` networks do not hide each other."""
+    return [place + 0.12 * (index - (count - 1) / 2) for place in places]
+
+
 def whose(statistics: str) -> str:
     """Whose batch-norm statistics networks ran with, in a title."""
-    return {"main": "the main network's", "reestimated": "re-estimated for each"}[statistics]
+    return {"main": "of the main network", "reestimated": "re-estimated for each"}[statistics]

@@ -2,8 +2,8 @@
 
 How much each input pixel moves the centre of the last feature map: the gradient of the centre's sum over the
 channels, its size summed over the colours and averaged over the images. Of an even map the four units around
-the middle are the centre. As numbers: the side of the smallest square in the middle that holds 50 or 95 % of
-it. The papers' text could not be looked up; sizes and numbers are ours.
+the middle are the centre. As numbers: the sides of the squares in the middle that hold 50 and 95 % of it. The
+papers' text could not be looked up; sizes and numbers are ours.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Field:
 
     label: str
     size: int
-    sides: list[int]
+    sides: list[float]
     field: list[list[float]]
 
 
@@ -73,7 +73,7 @@ class ReceptiveField:
         """Sides of the squares, pixels and shares of the image's side."""
         columns = ["side of the square, pixels", "image", *(f"holds {share:.0%}" for share in self.shares)]
         cells = [
-            [f.label, f.size, *(f"{side} ({side / f.size:.0%})" for side in f.sides)] for f in self.fields
+            [f.label, f.size, *(f"{side:.1f} ({side / f.size:.0%})" for side in f.sides)] for f in self.fields
         ]
         return Rows(columns, cells)
 
@@ -97,7 +97,9 @@ class ReceptiveField:
                 )
             axes.set_xticks([])
             axes.set_yticks([])
-            axes.set_title(f"{field.size} px: {field.sides[0]} and {field.sides[1]} px", fontsize=9)
+            axes.set_title(
+                f"{field.size} px; squares {' and '.join(map('{:.1f}'.format, field.sides))}", fontsize=9
+            )
         for axes, name in zip(grid[:, 0], names, strict=True):
             axes.set_ylabel(name, fontsize=10)
         figure.suptitle(
@@ -121,13 +123,15 @@ def receptive_field(features: Callable[[Tensor], Tensor], images: Tensor) -> Ten
     return gradient.abs().sum(1).mean(0)
 
 
-def square_side(field: Tensor, share: float) -> int:
-    """Side of the smallest centred square that holds a share of a square field's sum; 1 or 2 at least."""
+def square_side(field: Tensor, share: float) -> float:
+    """Side of the centred square that holds a share of a square field's sum, pixels.
+
+    Linear between the squares of whole pixels.
+    """
     side = field.shape[-1]
-    for margin in range((side - 1) // 2, 0, -1):
-        if field[margin : side - margin, margin : side - margin].sum() >= share * field.sum():
-            return side - 2 * margin
-    return side
+    margins = range((side - 1) // 2, -1, -1)
+    held = [float(field[m : side - m, m : side - m].sum() / field.sum()) for m in margins]
+    return float(np.interp(share, [0.0, *held], [0, *(side - 2 * m for m in margins)]))
 
 
 def measure(runs: Sequence[Path], options: ReceptiveFieldOptions) -> ReceptiveField:

@@ -7,8 +7,9 @@ its step. `last.safetensors` and `best.safetensors`: the weights alone, as evalu
 from __future__ import annotations
 
 import os
+import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,14 +19,25 @@ from .. import checkpoint
 from ..checkpoint import manifest_of
 from ..errors import CheckpointError
 
+_NAME = re.compile(r"step-([0-9]{8,})(-before)?\.pt")
+"""Of the checkpoints written here; any other file is somebody else's, and is left alone."""
+
+
+def _age(path: Path) -> tuple[int, bool]:
+    """Sorts the checkpoints, oldest first."""
+    name = _NAME.fullmatch(path.name)
+    assert name is not None
+    return int(name[1]), name[2] is None
+
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """The newest sound checkpoint: where it is, its content, and what was wrong with newer ones."""
+    """The newest sound checkpoint: where it is, its content, what was wrong with newer ones, and these."""
 
     path: Path
     content: bytes
     warnings: list[str] = field(default_factory=list)
+    damaged: list[Path] = field(default_factory=list)
 
 
 class Archive:
@@ -47,8 +59,14 @@ class Archive:
 
     def complete(self) -> list[Path]:
         """The checkpoints whose writing came to its end, newest first."""
-        paths = sorted(self.folder.glob("step-*.pt"), reverse=True)
-        return [path for path in paths if manifest_of(path).exists()]
+        return [path for path in self._all() if manifest_of(path).exists()]
+
+    def _all(self) -> list[Path]:
+        """Those too whose writing did not come to its end, newest first."""
+        if not os.path.isdir(self.folder):  # unlike Path.is_dir, never raises
+            return []
+        named = [path for path in self.folder.glob("step-*.pt") if _NAME.fullmatch(path.name)]
+        return sorted(named, key=_age, reverse=True)
 
     def newest(self) -> Found | None:
         """The newest checkpoint that is what was written; None where none is complete.
@@ -57,12 +75,14 @@ class Archive:
             CheckpointError: all of them are damaged.
         """
         warnings: list[str] = []
+        damaged: list[Path] = []
         for path in self.complete():
             try:
                 content = checkpoint.read(path)
                 checkpoint.decode(content, path)
-                return Found(path, content, warnings)
+                return Found(path, content, warnings, damaged)
             except CheckpointError as error:
+                damaged.append(path)
                 warnings.append(f"warning: {error}; the checkpoint before it is taken")
         if warnings:
             raise CheckpointError(
@@ -97,19 +117,25 @@ class Archive:
         """
         path = self.folder / f"step-{step:08}.pt"
         self._set_aside(path)
-        written = checkpoint.save(path, state)
-        if best:
-            self._save_best(path, written, about)
-        self._save_weights("last", state)
-        if best:
-            self._save_weights("best", state)
-        checkpoint.save_manifest(path, written, about)
+        try:
+            written = checkpoint.save(path, state)
+            if best:
+                self._save_best(path, written, about)
+            self._save_weights("last", state)
+            if best:
+                self._save_weights("best", state)
+            checkpoint.save_manifest(path, written, about)
+        except CheckpointError:
+            if not manifest_of(path).exists():  # it is none, and would take room on a disk that is full
+                with suppress(OSError):
+                    path.unlink()
+            raise
         self._remove_old()
 
     def _set_aside(self, path: Path) -> None:
         """A complete checkpoint of the same step, saved before its evaluation, stays until the new one is."""
         if manifest_of(path).exists():
-            aside = path.with_name(f"{path.stem}-before.pt")  # sorts before it
+            aside = path.with_name(f"{path.stem}-before.pt")
             with suppress(OSError):
                 aside.unlink(missing_ok=True)
                 _link(path, aside)
@@ -139,10 +165,17 @@ class Archive:
                 with suppress(OSError):
                     each.unlink()
 
+    def put_by(self, damaged: Sequence[Path]) -> None:
+        """Rename checkpoints that cannot be read, so that they do not count among the newest, which stay."""
+        for path in damaged:
+            for each in (manifest_of(path), path):
+                with suppress(OSError):
+                    os.replace(each, f"{each}.damaged")
+
     def clean(self) -> None:
         """Remove what a process that was killed left unfinished; for the one process that writes here."""
         complete = self.complete()
-        strays = [path for path in self.folder.glob("step-*.pt") if path not in complete]
+        strays = [path for path in self._all() if path not in complete]
         for path in (*self.folder.glob(".*.tmp"), *strays):
             with suppress(OSError):
                 path.unlink()

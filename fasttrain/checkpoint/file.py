@@ -131,12 +131,14 @@ def read(path: Path) -> bytes:
     """
     if not os.path.isfile(path):  # unlike Path.is_file, never raises
         raise CheckpointError(f"no checkpoint at {str(path)[:300]}")
+    manifest = manifest_of(path)
     try:
         content = path.read_bytes()
-        manifest = manifest_of(path)
-        wanted = json.loads(manifest.read_text())["sha256"] if manifest.exists() else None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        wanted = str(json.loads(manifest.read_text())["sha256"]) if manifest.exists() else None
+    except OSError as error:
         raise CheckpointError(f"cannot read the checkpoint {path} and its manifest: {_why(error)}") from None
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise CheckpointError(f"{path} is damaged: its manifest {manifest.name} holds no SHA-256") from None
     if wanted is not None and hashlib.sha256(content).hexdigest() != wanted:
         raise CheckpointError(f"{path} is damaged: its SHA-256 is not its manifest's")
     return content
@@ -189,7 +191,7 @@ def restoring(path: Path) -> Iterator[None]:
     """
     try:
         yield
-    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         if isinstance(error, RunError) and not isinstance(error, ConfigError):
             raise
         raise CheckpointError(f"{path} does not fit this run: {_why(error)}") from None

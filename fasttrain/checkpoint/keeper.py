@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from functools import partial
@@ -11,7 +12,7 @@ from .. import checkpoint, distributed
 from ..config import Config
 from ..distributed import Process
 from ..errors import CheckpointError, ConfigError
-from ..telemetry import RunFolder
+from ..telemetry.folder import RunFolder
 from .archive import Archive, Found
 from .state import State
 from .writer import Writer
@@ -25,13 +26,17 @@ def find_checkpoint(config: Config, folder: RunFolder, archive: Archive) -> Foun
         CheckpointError: none of the checkpoints is sound.
     """
     resume = config.run.resume
-    if resume == "never" and folder.path.exists():
+    if resume == "never" and os.path.lexists(folder.path):
         raise ConfigError(
             f"{folder.path} exists and run.resume is 'never'; allowed: --run.resume auto to go on with it, "
             "or another --run.name"
         )
     found = archive.newest()
     if found is None and resume not in ("auto", "never"):
+        if not os.path.isfile(resume):
+            raise CheckpointError(
+                f"no checkpoint at {resume[:300]}; run.resume allows auto, never, or a checkpoint's file"
+            )
         found = Found(Path(resume), checkpoint.read(Path(resume)))
     return found
 
@@ -48,6 +53,7 @@ class Keeper:
         self._saved = self._mark()
         self._saved_at = time.monotonic()
         self._best_before = state.progress.best
+        self._damaged: list[Path] = []
 
     def _mark(self) -> tuple[int, int]:
         """What distinguishes one checkpoint from the next."""
@@ -70,6 +76,7 @@ class Keeper:
             if found is None:
                 return b""
             notes.extend(found.warnings)
+            self._damaged = found.damaged
             path = found.path
             return found.content
 
@@ -95,6 +102,7 @@ class Keeper:
         def prepare() -> bytes:
             done = self.folder.is_done
             self.folder.create(self.config)
+            self.archive.put_by(self._damaged)
             self.archive.clean()
             step, evaluated = self._mark()
             kinds = {"evaluation": evaluated, "subnets": step if done else step - 1}

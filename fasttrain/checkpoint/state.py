@@ -29,7 +29,7 @@ from ..evaluation import Accuracy
 from ..models import StagedNetwork
 from ..pipelines.loader import TrainLoader
 from ..step import TrainStep
-from ..telemetry import Interval
+from ..telemetry.interval import Interval
 
 FREE_ON_RESUME = (
     *("recipe", "data.train", "data.val", "data.builtin", "data.threads", "data.prefetch"),
@@ -195,6 +195,8 @@ class State:
         }
 
     def _restore_own(self, ranks: Sequence[Mapping[str, Any]]) -> None:
+        if not isinstance(ranks, list) or not ranks:
+            raise ValueError("it holds the state of no process")
         if len(ranks) != self.process.world:
             seed_process(self.config.run.seed, self.process.rank, self.progress.position.global_step)
             self._sums = [rank["interval"] for rank in ranks], self.process.world
@@ -319,7 +321,7 @@ def check_settings(config: Config, recorded: Config) -> None:
     if differing:
         named = [f"{name} is {ours[name]!r}, was {theirs.get(name)!r}" for name in differing[:3]]
         raise ConfigError(
-            f"cannot resume with other settings: {', '.join(named)}; allowed: the run's own (fasttrain train "
+            f"cannot resume with other settings: {', '.join(named)}; allowed: the run's own (train "
             "RUN/config.json), or another --run.name for another run"
         )
 

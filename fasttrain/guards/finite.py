@@ -87,8 +87,8 @@ class LateCheck:
             row = f" ({self._in_a_row} in a row)" if self.allowed else ""
             raise NonFiniteError(
                 f"the gradient's norm became {norm.item()} at step {step + 1}{row}, whose update was left "
-                "out; the checkpoints are from before. A lower --optim.lr, --optim.warmup-epochs or "
-                "--optim.clip may help"
+                "out; checkpoints, if there are, are from before. A lower --optim.lr, more "
+                "--optim.warmup-epochs, or --optim.clip may help"
             )
 
 

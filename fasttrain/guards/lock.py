@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-from contextlib import suppress
 from pathlib import Path
 from typing import TextIO
 
@@ -39,7 +38,11 @@ def look(folder: Path) -> None:
     Raises:
         ConfigError: another process has it.
     """
-    with suppress(OSError), (folder / "lock").open() as file:
+    try:
+        file = (folder / "lock").open()
+    except (OSError, ValueError):  # none yet; a folder that cannot be is told where it is made
+        return
+    with file:
         _locked(file, folder, fcntl.LOCK_SH)
 
 

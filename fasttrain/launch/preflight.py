@@ -25,7 +25,7 @@ from ..guards.lock import look
 from ..hardware import choose_device, choose_precision
 from ..models import StagedNetwork
 from ..pipelines.digits import CLASSES
-from ..telemetry import RunFolder
+from ..telemetry.folder import RunFolder
 
 
 def check_run(config: Config, processes: int = 0, nodes: int = 1) -> list[str]:

@@ -21,7 +21,7 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from .. import __version__
@@ -131,7 +131,8 @@ def _welcome(connection: socket.socket, present: dict[int, tuple[socket.socket, 
     """Take in one node; strangers are sent away."""
     try:
         node = Node(**_receive(connection, PATIENCE / 2))
-        if node.node not in range(1, 65536) or node.status not in CAUSES:
+        types = {field.name: type(getattr(node, field.name)).__name__ for field in fields(Node)}
+        if types != Node.__annotations__ or node.node not in range(1, 65536) or node.status not in CAUSES:
             raise ValueError(node)
         present[node.node] = connection, node
     except (OSError, TypeError, ValueError):
@@ -216,7 +217,10 @@ def _receive(connection: socket.socket, timeout: float) -> dict[str, Any]:
         if not part or len(data) > LONGEST:
             raise ValueError("it is not a launcher that answers")
         data += part
-    values = json.loads(data)
+    try:
+        values = json.loads(data)
+    except RecursionError:
+        values = None
     if not isinstance(values, dict):
         raise ValueError("it is not a launcher that answers")
     return values

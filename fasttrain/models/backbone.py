@@ -35,7 +35,7 @@ def staged_view(model: nn.Module, *, headless: bool = False) -> StagedNetwork:
     if isinstance(model, StagedNetwork) and not headless:
         return model
     view = _View(model)
-    _compare(view, model)
+    _compare(view, model, headless)
     if headless:
         view.drop_head()
     return view
@@ -93,8 +93,10 @@ def _refused(model: nn.Module) -> ConfigError:
     )
 
 
-def _compare(view: _View, model: nn.Module) -> None:
+def _compare(view: _View, model: nn.Module, headless: bool) -> None:
     """Whether a view computes what the model's own forward does: names alone may deceive.
+
+    A model's output is its head's, or, if only the stages are asked for, its last stage's.
 
     Raises:
         ConfigError: it does not.
@@ -109,9 +111,11 @@ def _compare(view: _View, model: nn.Module) -> None:
         try:
             own = _last(model(x.view(1, channels, 64, 64)))
             stages = view.stage_outputs([x.view(1, channels, 64, 64)], [PrefixTree([view.full])])[0][0]
-            ours = [stages[-1], *([view.head(stages[-1])] if view.head_names else [])]
+            ours = [view.head(stages[-1])] if view.head_names else []
         except (AttributeError, RuntimeError, TypeError, ValueError):
             raise _refused(model) from None
+    if headless or not view.head_names:
+        ours.append(stages[-1])
     if not any(_close(each, own) for each in ours):
         raise _refused(model)
 

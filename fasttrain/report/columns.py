@@ -19,6 +19,11 @@ def by_run(runs: Sequence[RunData], rows: Sequence[tuple[str, Value]]) -> Markup
     return table(["", *(run.name for run in runs)], known)
 
 
+def about(run: RunData, runs: Sequence[RunData], words: str) -> str:
+    """A sentence on a run, which is named where there are more."""
+    return words[:1].upper() + words[1:] if len(runs) == 1 else f"{run.name}: {words}"
+
+
 def shown(value: float | None, form: str = "{:,.2f}") -> str:
     """A number in a form; `MISSING` of None."""
     return MISSING if value is None else form.format(value)

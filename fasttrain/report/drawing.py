@@ -37,11 +37,12 @@ class Curve:
 
 @dataclass(frozen=True, slots=True)
 class Dots:
-    """Values of one run over whole numbers, and a line at another of its values."""
+    """Values of one run over whole numbers, as dots or circles, and a line at another of its values."""
 
     points: Points
     run: int
     level: float | None = None
+    hollow: bool = False
 
 
 def colour(run: int) -> str:
@@ -56,20 +57,22 @@ def thin(points: Points) -> list[tuple[float, float]]:
     return [(fmean(x for x, _ in group), fmean(y for _, y in group)) for group in groups]
 
 
-def draw_curves(curves: Sequence[Curve], identity: str, x: str, y: str, alt: str) -> str:
-    """Curves over one axis, as SVG; solid, dashed and dotted by kind, single points as dots.
+def draw_curves(
+    curves: Sequence[Curve], identity: str, label: str, alt: str, *, from_zero: bool = False
+) -> str:
+    """Curves over the steps, as SVG; solid, dashed and dotted by kind, single points as dots.
 
     Args:
         curves: at least one with a point.
         identity: of the picture in its page.
-        x: label of the axis.
-        y: likewise.
+        label: of the vertical axis.
         alt: the picture in words.
+        from_zero: whether the vertical axis begins there.
 
     Raises:
         ConfigError: matplotlib is not installed.
     """
-    figure, axes = _figure(x, y)
+    figure, axes = _figure("step", label)
     last = max(each.run for each in curves)
     for each in curves:
         points = thin(each.points)
@@ -82,6 +85,8 @@ def draw_curves(curves: Sequence[Curve], identity: str, x: str, y: str, alt: str
             marker="o" if len(points) < 12 else None,
             markersize=3.5,
         )
+    if from_zero:
+        axes.set_ylim(bottom=0)
     return _svg(figure, identity, alt)
 
 
@@ -93,14 +98,15 @@ def draw_dots(series: Sequence[Dots], identity: str, x: str, y: str, alt: str) -
         axes.scatter(
             [px + shift for px, _ in each.points],
             [py for _, py in each.points],
-            color=colour(each.run),
+            facecolors="none" if each.hollow else colour(each.run),
+            edgecolors=colour(each.run),
             alpha=0.75,
             s=18,
-            linewidths=0,
+            linewidths=0.9 if each.hollow else 0,
         )
         if each.level is not None:
             axes.axhline(each.level, color=colour(each.run), linewidth=1.2, linestyle="--")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.get_major_locator().set_params(nbins=16)
     return _svg(figure, identity, alt)
 
 
@@ -108,6 +114,7 @@ def _figure(x: str, y: str) -> tuple[Any, Any]:
     try:
         from matplotlib.backends.backend_svg import FigureCanvasSVG
         from matplotlib.figure import Figure
+        from matplotlib.ticker import MaxNLocator
     except ImportError:
         raise ConfigError("the report needs matplotlib: pip install 'fasttrain[report]'") from None
     figure = Figure(figsize=(5.4, 3.1), layout="constrained")
@@ -122,7 +129,8 @@ def _figure(x: str, y: str) -> tuple[Any, Any]:
     for side, spine in axes.spines.items():
         spine.set_visible(side in ("left", "bottom"))
         spine.set_color(_INK)
-    axes.xaxis.get_major_formatter().set_useOffset(False)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     return figure, axes
 
 

@@ -35,8 +35,15 @@ def accuracy(run: RunData) -> Accuracy:
     last: Record = evaluations[-1] if evaluations else {}
     best = max(evaluations, key=lambda each: number(each.get("top1")) or -1, default={})
     stated = published_top1(str(run.config.get("recipe", "")))
-    values = [number(last.get(name)) for name in ("top1", "top5", "loss", "images")]
-    return Accuracy(*values, number(best.get("top1")), number(best.get("epoch")), stated)
+    return Accuracy(
+        top1=number(last.get("top1")),
+        top5=number(last.get("top5")),
+        loss=number(last.get("loss")),
+        images=number(last.get("images")),
+        best=number(best.get("top1")),
+        best_epoch=number(best.get("epoch")),
+        published=stated,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +63,13 @@ class Subnets:
     top1: list[float]
     main: float | None
     source: str
+
+    @property
+    def whose(self) -> str:
+        """The batch-norm statistics, in words."""
+        return {"reestimated": "their own", "main": "the main network's"}.get(
+            self.statistics, self.statistics
+        )
 
     @property
     def mean(self) -> float:

@@ -16,16 +16,24 @@ MISSING = "–"
 
 
 def document(title: str, body: Sequence[Markup]) -> str:
-    """A page that a browser shows without asking anybody for anything: its policy forbids it."""
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta http-equiv="Content-Security-Policy" '
-        "content=\"default-src 'none'; img-src data:; style-src 'unsafe-inline'\">\n"
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
-        + "\n".join(body)
-        + "\n</body>\n</html>\n"
+    """A page that a browser shows without asking anybody for anything: its policy forbids it.
+
+    In ASCII, whatever is in it: files are written and read in many encodings, and names can be of none.
+    """
+    lines = (
+        *("<!DOCTYPE html>", '<html lang="en">', "<head>", '<meta charset="utf-8">', _POLICY),
+        '<meta name="viewport" content="width=device-width, initial-scale=1">',
+        *(f"<title>{escape(title)}</title>", f"<style>{STYLE}</style>", "</head>", "<body>"),
+        *body,
+        *("</body>", "</html>", ""),
     )
+    return "\n".join(lines).encode("ascii", "xmlcharrefreplace").decode()
+
+
+_POLICY = (
+    '<meta http-equiv="Content-Security-Policy" '
+    "content=\"default-src 'none'; img-src data:; style-src 'unsafe-inline'\">"
+)
 
 
 def element(tag: str, *content: str | Markup, kind: str = "") -> Markup:

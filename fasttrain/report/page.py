@@ -8,14 +8,15 @@ from .. import __version__
 from ..telemetry.files import now
 from ..telemetry.runs import when
 from . import speed
-from .columns import moment
-from .drawing import colour
+from .columns import about, moment
+from .curves import curves
 from .figures import not_finite
 from .html import Markup, bullets, document, element, paragraph, section, text
-from .pictures import curves, subnets_of
+from .legend import swatch
 from .reading import RunData
 from .result import notes_on, result
 from .settings import checkpoints, configuration, environment
+from .subnets import subnets_of
 
 
 def page(runs: Sequence[RunData]) -> str:
@@ -49,11 +50,10 @@ def _distinguish(runs: Sequence[RunData]) -> None:
 
 def _headline(index: int, run: RunData) -> Markup:
     """Its colour, name and state; a state that is none of an end that was meant is marked."""
-    swatch = Markup(f'<span class="swatch" style="background: {colour(index)}"></span>')
     words = _state(run)
     calm = run.state is not None and run.state.state in ("done", "running")
     return Markup(
-        swatch
+        swatch(index)
         + element("b", text(run.name))
         + " "
         + element("span", text(words), kind="" if calm else "warn")
@@ -77,15 +77,13 @@ def _state(run: RunData) -> str:
 
 
 def _gaps(runs: Sequence[RunData]) -> list[Markup]:
-    lines = [text(f"{run.name}: {gap}") for run in runs for gap in run.gaps]
-    lines += [
-        text(f"{run.name}: the loss was not finite in {count} reports, which the curves lack")
-        for run in runs
-        if (count := not_finite(run))
-    ]
-    lines += [
-        text(f"{run.name}: ended with status {run.status.get('exit_status')}: {run.status['message']}")
-        for run in runs
-        if run.status.get("message")
-    ]
+    lines = []
+    for run in runs:
+        words = list(run.gaps)
+        if count := not_finite(run):
+            reports = len(run.of("train"))
+            words.append(f"the loss was not finite in {count} of {reports} reports, which the curves lack")
+        if run.status.get("message"):
+            words.append(f"ended with status {run.status.get('exit_status')}: {run.status['message']}")
+        lines += [text(about(run, runs, each)) for each in words]
     return [bullets(lines, kind="warn")] if lines else []

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..checkpoint.state import FREE_ON_RESUME
 from ..config import Config, from_dict, to_dict
 from ..errors import ConfigError
 from ..recipes import RECIPES, recipe
@@ -68,6 +69,12 @@ class RunData:
     checkpoints: list[Checkpoint] = field(default_factory=list)
     gaps: list[str] = field(default_factory=list)
 
+    @property
+    def deciding(self) -> list[str]:
+        """Changed fields that decide the result."""
+        free = set(FREE_ON_RESUME) - {"run.max_steps"}
+        return [name for name in self.changed or [] if name not in free]
+
     def of(self, kind: str) -> list[Record]:
         """Records of a kind."""
         return self.records.get(kind, [])
@@ -119,13 +126,13 @@ def _json(path: Path, gaps: list[str]) -> dict[str, Any]:
     except FileNotFoundError:
         gaps.append(f"there is no {path.name}")
     except OSError as error:
-        gaps.append(f"{path.name} cannot be read: {error.strerror}")
+        gaps.append(f"the file {path.name} cannot be read: {error.strerror}")
     except (ValueError, RecursionError):
-        gaps.append(f"{path.name} is damaged: it is not JSON")
+        gaps.append(f"the file {path.name} is damaged: it is not JSON")
     else:
         if isinstance(value, dict):
             return value
-        gaps.append(f"{path.name} is damaged: it holds no object")
+        gaps.append(f"the file {path.name} is damaged: it holds no object")
     return {}
 
 
@@ -170,7 +177,7 @@ def _read_metrics(path: Path, run: RunData) -> None:
         run.gaps.append("there is no metrics.jsonl: nothing was reported yet")
         return
     except OSError as error:
-        run.gaps.append(f"metrics.jsonl cannot be read: {error.strerror}")
+        run.gaps.append(f"the file metrics.jsonl cannot be read: {error.strerror}")
         return
     records = [parse(line) for line in lines if line.strip()]
     damaged = sum(not record for record in records)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from .columns import Value, by_run, shown
+from .columns import Value, about, by_run, shown
 from .figures import Accuracy, Subnets, accuracy, subnets
 from .html import MISSING, Markup, paragraph
 from .reading import RunData
@@ -17,7 +17,7 @@ def result(runs: Sequence[RunData]) -> Markup:
         return lambda run: pick(accuracy(run))
 
     def of_subnets(pick: Callable[[Subnets], str]) -> Value:
-        return lambda run: "; ".join(map(pick, subnets(run))) or MISSING
+        return lambda run: "; ".join(_told(pick(own), own, subnets(run)) for own in subnets(run)) or MISSING
 
     return by_run(
         runs,
@@ -25,24 +25,29 @@ def result(runs: Sequence[RunData]) -> Markup:
             ("recipe", lambda run: run.config.get("recipe") or MISSING),
             ("network", lambda run: run.config.get("model.name", MISSING)),
             ("training", _method),
-            ("Top-1 at the end, %", of(lambda own: shown(own.top1))),
+            ("last Top-1, %", of(lambda own: shown(own.top1))),
             ("published for the recipe, Top-1, %", of(lambda own: shown(own.published, "{:g}"))),
             ("difference, points", of(_difference)),
             ("best Top-1, %", of(_best)),
-            ("Top-5 at the end, %", of(lambda own: shown(own.top5))),
+            ("last Top-5, %", of(lambda own: shown(own.top5))),
             ("validation loss", of(lambda own: shown(own.loss, "{:.4f}"))),
             ("validation images", of(lambda own: shown(own.images, "{:,.0f}"))),
             ("subnets, mean Top-1, %", of_subnets(lambda own: f"{own.mean:.2f} ± {own.deviation:.2f}")),
-            ("worst subnet, %", of_subnets(lambda own: f"{own.ranked[0][0]:.2f}")),
+            ("worst subnet, Top-1, %", of_subnets(lambda own: f"{own.ranked[0][0]:.2f}")),
         ],
     )
+
+
+def _told(words: str, own: Subnets, every: Sequence[Subnets]) -> str:
+    """With whose batch-norm statistics, where the subnets were evaluated with several."""
+    return words if len(every) == 1 else f"{words} with {own.whose} statistics"
 
 
 def _method(run: RunData) -> str:
     name = run.config.get("method.name")
     if name == "stimulative":
         count, inputs = run.config.get("method.subnets"), run.config.get("method.subnet_inputs")
-        return f"stimulative, {count} subnets per step, {inputs} inputs"
+        return f"stimulative, {count} subnet{'' if count == 1 else 's'} per step, {inputs} inputs"
     return str(name or MISSING)
 
 
@@ -62,11 +67,13 @@ def notes_on(runs: Sequence[RunData]) -> list[Markup]:
     for run in runs:
         own = accuracy(run)
         if own.top1 is None:
-            notes.append(f"{run.name}: no evaluation was recorded.")
-        if own.published is not None and run.changed:
+            notes.append(about(run, runs, "no evaluation was recorded."))
+        if own.published is not None and run.deciding:
+            words = f"its settings are not the recipe's ({', '.join(run.deciding)}), so that the published "
+            notes.append(about(run, runs, f"{words}figure is no target for it."))
+        if own.published is not None and not (run.state and run.state.state == "done"):
             notes.append(
-                f"{run.name}: its settings are not the recipe's ({', '.join(run.changed)}), so that the "
-                "published figure is no target for it."
+                about(run, runs, "the run is not at its end, where the published figure was reached.")
             )
     if all(accuracy(run).published is None for run in runs):
         notes.append(

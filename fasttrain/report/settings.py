@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from .columns import by_run, moment, shown
+from .columns import about, by_run, moment, shown
 from .html import MISSING, Markup, folded, paragraph, table
 from .reading import RunData
 
@@ -25,18 +25,18 @@ def configuration(runs: Sequence[RunData]) -> list[Markup]:
             if differing
             else paragraph("The runs' settings are equal.")
         )
-    parts += [_against_recipe(run) for run in runs]
+    parts += [paragraph(about(run, runs, _against_recipe(run))) for run in runs]
     return [*parts, folded("All fields", table(head, rows))]
 
 
-def _against_recipe(run: RunData) -> Markup:
+def _against_recipe(run: RunData) -> str:
     name = run.config.get("recipe")
     if run.changed is None:
-        return paragraph(f"{run.name}: {f'the recipe {name} is not known here' if name else 'of no recipe'}.")
+        return f"the recipe {name} is not known here." if name else "of no recipe."
     if not run.changed:
-        return paragraph(f"{run.name}: the recipe {name} as it is.")
+        return f"the recipe {name} as it is."
     values = ", ".join(f"{each} = {_setting(run, each)}" for each in run.changed)
-    return paragraph(f"{run.name}: the recipe {name}, but {values}.")
+    return f"the recipe {name}, but {values}."
 
 
 def _setting(run: RunData, name: str) -> str:
@@ -79,16 +79,16 @@ def checkpoints(runs: Sequence[RunData]) -> list[Markup]:
         ]
         head = ["file", "step", "epochs done", "MB", "SHA-256 begins"]
         if rows:
-            parts.append(table(head, rows, f"{run.name}: checkpoints"))
+            parts.append(table(head, rows, about(run, runs, "checkpoints")))
         else:
-            parts.append(paragraph(f"{run.name}: no complete checkpoint."))
-        parts.append(paragraph(f"{run.name}: {_ending(run)}"))
+            parts.append(paragraph(about(run, runs, "no complete checkpoint.")))
+        parts.append(paragraph(about(run, runs, _ending(run))))
     return parts
 
 
 def _ending(run: RunData) -> str:
     starts = [f"at step {each.step:,} ({moment(each.time)} UTC)" for each in run.starts]
-    words = f"went on {len(starts)} times: {', '.join(starts)}." if starts else "was not resumed."
+    words = f"resumed {', '.join(starts)}." if starts else "never resumed."
     status = run.status.get("exit_status")
     if status is not None:
         ended = moment(run.status.get("time"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from .columns import Value, by_run, percent, shown, time
+from .columns import Value, about, by_run, percent, shown, time
 from .figures import Energy, Speed, energy, speed
 from .html import MISSING, Markup, paragraph
 from .reading import RunData
@@ -49,9 +49,8 @@ def notes_on(runs: Sequence[RunData]) -> list[Markup]:
         own = energy(run)
         if own is None:
             why = str(run.environment.get("nvml", "")) or "no GPU reported its power"
-            notes.append(f"{run.name}: no energy was measured ({why}).")
+            notes.append(about(run, runs, f"no energy was measured ({why})."))
         else:
-            notes.append(
-                f"{run.name}: energy of the GPU boards alone, known in {100 * own.share:.0f} % of the time."
-            )
+            known = f"known in {100 * own.share:.0f} % of the time."
+            notes.append(about(run, runs, f"energy of the GPU boards alone, {known}"))
     return [paragraph(note, "soft") for note in notes]

@@ -34,13 +34,13 @@ th, td {
 }
 th { font-weight: 600; }
 tbody th { font-weight: 400; color: var(--soft); }
-td { min-width: 6rem; max-width: 28rem; overflow-wrap: anywhere; }
+td { min-width: 8rem; max-width: 28rem; overflow-wrap: anywhere; }
 td.number, th.number { text-align: right; white-space: nowrap; }
 .figures {
   display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 24rem), 1fr)); gap: 1rem;
 }
 figure { margin: 0; padding: .6rem; background: var(--card); border-radius: .4rem; break-inside: avoid; }
-figcaption { font-size: .9rem; padding: 0 .3rem; }
+figcaption { font-size: .93em; padding: 0 .3rem; }
 figcaption b { color: var(--ink); }
 svg { display: block; width: 100%; height: auto; }
 .legend { list-style: none; padding: 0; display: flex; flex-wrap: wrap; gap: .2rem 1.2rem; }
@@ -50,6 +50,9 @@ svg { display: block; width: 100%; height: auto; }
   h2 { break-after: avoid; }
   tr { break-inside: avoid; }
   .wide { overflow: visible; }
+  th, td, td.number, th.number {
+    min-width: 0; padding-right: .5em; overflow-wrap: anywhere; white-space: normal;
+  }
   .figures { grid-template-columns: 1fr 1fr; }
   figure { background: none; border: 1px solid var(--line); }
   .swatch { print-color-adjust: exact; }

@@ -65,9 +65,12 @@ def _version(distribution: str) -> str:
 
 
 def commit() -> str:
-    """The checked-out commit of this source tree; empty outside of one."""
+    """The checked-out commit of this source tree; empty outside of one, and without git."""
     source = Path(__file__).resolve().parent
-    result = subprocess.run(
-        ["git", "-C", str(source), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
-    )
+    try:
+        result = subprocess.run(
+            ["git", "-C", str(source), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+        )
+    except OSError:
+        return ""
     return result.stdout.strip()

@@ -67,6 +67,6 @@ def read_json(path: Path) -> dict[str, Any]:
     """A JSON object; empty where there is none that can be read, as while another process replaces it."""
     try:
         value = json.loads(path.read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}

@@ -6,7 +6,8 @@ import json
 import os
 import platform
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TextIO
@@ -33,7 +34,7 @@ class RunFolder:
         Raises:
             ConfigError: another one does.
         """
-        if self._lock is None and self.path.is_dir():
+        if self._lock is None and os.path.isdir(self.path):  # unlike Path.is_dir, never raises
             self._lock = lock(self.path)
 
     def create(self, config: Config) -> None:
@@ -42,7 +43,7 @@ class RunFolder:
         Raises:
             ConfigError: it cannot be written, or another process writes it.
         """
-        try:
+        with self._told():
             self.path.mkdir(parents=True, exist_ok=True)
             self.take()
             self.checkpoints.mkdir(exist_ok=True)
@@ -53,10 +54,18 @@ class RunFolder:
             kept = replace(config, run=replace(config.run, resume=resume))
             write_json(self.path / "config.json", to_dict(kept))
             write_json(self.path / "environment.json", environment())
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """What cannot be written within is one message."""
+        try:
+            yield
         except ConfigError:
             raise
         except (OSError, ValueError) as error:
-            raise ConfigError(f"run.folder: cannot write to {str(self.path)[:200]!r}: {error}") from None
+            raise ConfigError(
+                f"run.folder: cannot write to {str(self.path)[:200]!r}: {str(error)[:400]}"
+            ) from None
 
     def give_back(self) -> None:
         """Other processes may write the folder."""
@@ -83,23 +92,32 @@ class RunFolder:
         Args:
             global_step: records after it are dropped.
             kinds: other global steps for records of some kinds.
+
+        Raises:
+            ConfigError: the file cannot be read or written.
         """
         path = self.path / "metrics.jsonl"
-        if path.exists():
-            lines = path.read_text().splitlines()
-            kept = [line for line in lines if _is_kept(line, global_step, kinds)]
-            replace_text(path, "".join(f"{line}\n" for line in kept))
+        with self._told():
+            if path.exists():
+                lines = path.read_bytes().split(b"\n")
+                kept = [line.decode() for line in lines if _is_kept(line, global_step, kinds)]
+                replace_text(path, "".join(f"{line}\n" for line in kept))
 
     def status(self, state: str, **values: Any) -> None:
-        """Replace status.json, which also says who writes: `fasttrain runs` looks whether that one lives."""
+        """Replace status.json, which also says who writes: `fasttrain runs` looks whether that one lives.
+
+        Raises:
+            ConfigError: it cannot be written.
+        """
         process = {"host": platform.node(), "pid": os.getpid()}
-        write_json(self.path / "status.json", {"state": state, "time": now(), **process, **values})
+        with self._told():
+            write_json(self.path / "status.json", {"state": state, "time": now(), **process, **values})
 
 
-def _is_kept(line: str, global_step: int, kinds: Mapping[str, int]) -> bool:
-    """Whether a line of metrics is from before; one that a crash cut off is not."""
+def _is_kept(line: bytes, global_step: int, kinds: Mapping[str, int]) -> bool:
+    """Whether a line of metrics is from before; one that a crash cut off, or a disk spoiled, is not."""
     try:
-        record = json.loads(line)
+        record = json.loads(line.decode())
         return record["global_step"] <= kinds.get(record["kind"], global_step)
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return False

@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+import os
+import sys
+from contextlib import suppress
+
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from .files import append_line, now
 from .folder import RunFolder
+
+
+class _Output(Console):
+    """A console whose reader may go away, as `| head` or a lost ssh does: no run ends by that."""
+
+    def on_broken_pipe(self) -> None:
+        """Print no more; log.txt keeps the lines."""
+        with suppress(SystemExit):
+            super().on_broken_pipe()
 
 
 class Log:
@@ -15,13 +28,19 @@ class Log:
     def __init__(self, folder: RunFolder | None) -> None:
         """`folder` is None on ranks that stay silent."""
         self.folder = folder
-        self.console = Console(quiet=folder is None, highlight=False, soft_wrap=True)
+        self.console = _Output(quiet=folder is None, highlight=False, soft_wrap=True)
         self.progress: Progress | None = None
         self.text = ""
 
     def line(self, text: str) -> None:
         """Print and keep one line."""
-        self.console.print(text, markup=False)
+        try:
+            self.console.print(text, markup=False)
+        except OSError as error:  # a full disk, as that of a batch job's output, ends no run
+            self.console.quiet = True
+            with suppress(OSError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            self._keep(f"warning: the output ends before the next line: {error}")
         self._keep(text)
 
     def _keep(self, text: str) -> None:

@@ -9,14 +9,40 @@ from typing import Any
 
 Record = dict[str, Any]
 
+_NUMBERS = frozenset(
+    (
+        *("epoch", "epochs", "step", "global_step", "pid", "loss", "train_top1", "top1", "lr"),
+        *("images_per_second", "eta_seconds"),
+    )
+)
+_TEXTS = frozenset(("state", "host", "time"))
+"""What the readers of a run's files calculate with, and show."""
+
+
+def sound(values: Any) -> Record:
+    """An object of a run's files without what is not of the kind that fasttrain writes; empty for no object.
+
+    A disk or a hand may have spoiled one run's file, and the others are still to be listed. A loss that was
+    not finite is None.
+    """
+    if not isinstance(values, dict):
+        return {}
+    return {name: value for name, value in values.items() if _is_sound(name, value)}
+
+
+def _is_sound(name: str, value: Any) -> bool:
+    if name in _NUMBERS:
+        number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
+        return number or (name == "loss" and value is None)
+    return name not in _TEXTS or isinstance(value, str)
+
 
 def parse(line: bytes | str) -> Record:
     """One line; empty if it is none of a record, as after a crash."""
     try:
-        record = json.loads(line)
-    except ValueError:
+        return sound(json.loads(line))
+    except (ValueError, RecursionError):
         return {}
-    return record if isinstance(record, dict) else {}
 
 
 class Records:

@@ -79,7 +79,7 @@ class Reporter:
 
     def next_step(self) -> None:
         """To be called before each step."""
-        self._say(self.tracer.next_step())
+        self._try("trace", lambda: self._say(self.tracer.next_step()))
 
     def end_epoch(self) -> None:
         """Training pauses: the progress bar and a trace end here, so that no evaluation is traced."""
@@ -118,6 +118,7 @@ class Reporter:
 
     def close(self, state: str) -> None:
         """The run ended in a state of status.json."""
+        self._say(self.tracer.missed())
         for sink in self.sinks:
             self._try(type(sink).__name__, partial(sink.close, state))
         if self.sampler is not None:

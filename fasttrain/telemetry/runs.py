@@ -11,11 +11,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from rich.table import Table
+from rich.text import Text
 
 from ..errors import ConfigError
 from .files import read_json
-from .records import Record, parse
-from .words import duration
+from .records import Record, parse, sound
+from .words import duration, printable
 
 SILENCE = 3600.0
 """Seconds without a written file after which a run that should be running is taken for dead."""
@@ -93,7 +94,7 @@ def judge(path: Path, name: str, evaluations: Sequence[Record], last: Record) ->
         evaluations: their records.
         last: the last record of training; empty if there is none.
     """
-    status = read_json(path / "status.json")
+    status = sound(read_json(path / "status.json"))
     state = _state(path, status)
     position = last if last.get("global_step", 0) > status.get("global_step", 0) else status
     eta = None
@@ -103,7 +104,7 @@ def judge(path: Path, name: str, evaluations: Sequence[Record], last: Record) ->
         name=name,
         state=state,
         epoch=position.get("epoch", 0),
-        epochs=read_json(path / "config.json").get("run", {}).get("epochs", 0),
+        epochs=sound(read_json(path / "config.json").get("run")).get("epochs", 0),
         step=position.get("global_step", 0),
         top1=max((each["top1"] for each in evaluations if each.get("top1") is not None), default=None),
         images_per_second=last.get("images_per_second"),
@@ -113,7 +114,7 @@ def judge(path: Path, name: str, evaluations: Sequence[Record], last: Record) ->
 
 
 def _state(path: Path, status: Record) -> str:
-    state = str(status.get("state", "unknown"))
+    state: str = status.get("state", "unknown")
     if state != "running":
         return state
     here = status.get("host") == platform.node()
@@ -124,11 +125,11 @@ def _state(path: Path, status: Record) -> str:
 def _lives(process: int) -> bool:
     try:
         os.kill(process, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):
         return False
     except PermissionError:  # somebody else's
         return True
-    return True
+    return process > 0
 
 
 def _last_written(path: Path) -> float:
@@ -137,7 +138,7 @@ def _last_written(path: Path) -> float:
     for file in files:
         try:
             times.append(file.stat().st_mtime)
-        except FileNotFoundError:  # a temporary file
+        except OSError:  # a temporary file that has gone, a link in a circle
             continue
     return max(times, default=0.0)
 
@@ -161,8 +162,8 @@ def table(runs: Sequence[RunState]) -> Table:
     for run in runs:
         rate = "-" if run.images_per_second is None else f"{run.images_per_second:,.0f}"
         lines.add_row(
-            run.name,
-            f"[{COLOURS.get(run.state, 'red') or 'default'}]{run.state}",
+            Text(printable(run.name)),
+            Text(printable(run.state), COLOURS.get(run.state, "red")),
             f"{run.epoch}/{run.epochs or '?'}",
             f"{run.step:,}",
             "-" if run.top1 is None else f"{run.top1:.2f} %",

@@ -27,18 +27,29 @@ class Tracer:
 
     def next_step(self) -> str:
         """To be called before each step; tells what was written, if something was."""
-        words = self.close() if self.done == self.end else ""
-        if self.done == self.first:
-            activities = [ProfilerActivity.CPU]
-            if self.device.type == "cuda":
-                activities.append(ProfilerActivity.CUDA)
-            os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # its notices are not the run's
-            self.profiler = profile(activities=activities, acc_events=True)
-            self.profiler.start()
-        elif self.profiler is not None:
-            self.profiler.step()  # marks the steps in the trace
-        self.done += 1
-        return words
+        try:
+            words = self.close() if self.done == self.end else ""
+            if self.done == self.first:
+                self._begin()
+            elif self.profiler is not None:
+                self.profiler.step()  # marks the steps in the trace
+            return words
+        finally:
+            self.done += 1
+
+    def _begin(self) -> None:
+        activities = [ProfilerActivity.CPU]
+        if self.device.type == "cuda":
+            activities.append(ProfilerActivity.CUDA)
+        os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # its notices are not the run's
+        self.profiler = profile(activities=activities, acc_events=True)
+        self.profiler.start()
+
+    def missed(self) -> str:
+        """At the run's end: tells if the steps that were to be traced did not come."""
+        if self.first < self.done:
+            return ""
+        return f"warning: nothing was traced: run.profile begins at step {self.first} of {self.done}"
 
     def close(self) -> str:
         """Write what is being traced, if anything is; tells where."""
@@ -49,4 +60,4 @@ class Tracer:
         self.folder.mkdir(exist_ok=True)
         path = self.folder / f"steps-{self.first}-{self.done}.json.gz"
         profiler.export_chrome_trace(str(path))
-        return f"trace of steps {self.first} to {self.done}: {path}"
+        return f"trace of steps {self.first} to {self.done - 1}: {path}"

@@ -17,6 +17,7 @@ from ..errors import ConfigError
 from .curves import COLOURS, Points, plot
 from .records import Record, Records
 from .runs import RunState, is_run, judge, when
+from .words import printable
 
 SECONDS = 1.0
 """Between two looks."""
@@ -102,7 +103,7 @@ def _headline(run: RunState, last: Record, width: int) -> Text:
         parts.append(f"{run.images_per_second:,.0f} images/s")
     if run.eta_seconds is not None:
         parts.append(f"ends {when(run)}")
-    line = Text.assemble((run.name, "bold"), f" {run.state}: ", ", ".join(parts))
+    line = Text.assemble((printable(run.name), "bold"), f" {printable(run.state)}: ", ", ".join(parts))
     line.truncate(width, overflow="ellipsis")
     return line
 

@@ -9,9 +9,10 @@ from typing import Any
 def metrics_line(step: int, metrics: Mapping[str, Any]) -> str:
     """A whole line for the log."""
     mfu = "" if metrics["mfu"] is None else f"  MFU {100 * metrics['mfu']:.1f} %"
+    subnets = f"subnets {metrics['subnet_loss']:.4f}  " if metrics["subnet_loss"] else ""
     return (
         f"step {step}  loss {metrics['loss']:.4f}  main {metrics['main_loss']:.4f}  "
-        f"subnets {metrics['subnet_loss']:.4f}  Top-1 {metrics['train_top1']:.1f} %  lr {metrics['lr']:.4g}  "
+        f"{subnets}Top-1 {metrics['train_top1']:.1f} %  lr {metrics['lr']:.4g}  "
         f"{metrics['images_per_second']:.1f} images/s  data wait {100 * metrics['data_wait']:.1f} %{mfu}  "
         f"ETA {duration(metrics['eta_seconds'])}"
     )
@@ -24,6 +25,11 @@ def short_line(metrics: Mapping[str, Any]) -> str:
         f"loss {metrics['loss']:.3f} {metrics['images_per_second']:.0f} img/s wait {wait:.0f} % "
         f"ETA {duration(metrics['eta_seconds'])}"
     )
+
+
+def printable(text: str) -> str:
+    """A name without what would move a terminal's cursor or cannot be encoded."""
+    return "".join(each if each.isprintable() else "?" for each in text)
 
 
 def duration(seconds: float) -> str:

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import fields, replace
 from typing import Any
 
 import pytest
 
-from fasttrain.cli import _configure
+from fasttrain.cli.configure import configure
 from fasttrain.compat.nips22 import Flags, equivalent
 from fasttrain.compat.nips22.flags import CHOICES, parse
 from fasttrain.config import Config, Method, to_dict
 from fasttrain.errors import ConfigError
 from fasttrain.recipes import RECIPES, recipe
 from fasttrain.recipes.imagenet import FAST_SIZES
-from tests.test_cli import run
+from tests.test_cli import ROOT, run
 
 KL = "--norm_kd"
 SMALL = "--Snet_Dtrans"
@@ -126,6 +127,10 @@ TABLE: list[tuple[str, str, Fields]] = [
     ("", "--mix default", {}),
     ("", "--mix cutmix", {"data.cutmix": 1.0}),
     ("", "--mix mixup", {"data.mixup": 0.2}),
+    ("", "--mix cutmix-torch", {"data.cutmix": 1.0}),
+    ("", "--mix mixup-torch", {"data.mixup": 0.2}),
+    ("", "--mix mixup-cutmix-torch", {"data.mixup": 0.2, "data.cutmix": 1.0}),
+    ("", "--mix mixup-cutmix-timm", {"data.mixup": 0.2, "data.cutmix": 1.0, "data.drop_last": True}),
     ("--mix mixup", "--mixup_alpha 0.4", {"data.mixup": 0.4}),
     ("", "--mixup_alpha 0.4", {}),
     ("", "--max_size 1.25", {"method.main_resizes": (224, 280)}),
@@ -136,7 +141,6 @@ TABLE: list[tuple[str, str, Fields]] = [
     ("--depth 101", "--sample_space space3", {}),
     ("", "--no_rebn", {"evaluation.reestimate": False}),
 ]
-REFUSED = ("cutmix-torch", "mixup-torch", "mixup-cutmix-torch", "mixup-cutmix-timm")
 
 
 def flat(config: Config) -> Fields:
@@ -153,7 +157,7 @@ def test_the_table_has_every_flag_and_value() -> None:
     assert {name.removeprefix("--") for name, *_ in words} == {field.name for field in fields(Flags)}
     for name, values in CHOICES.items():
         tested = {value for flag, *rest in words for value in rest if flag == f"--{name}"}
-        assert tested | (set(REFUSED) if name == "mix" else set()) == {str(value) for value in values}
+        assert tested == {str(value) for value in values}
 
 
 @pytest.mark.parametrize(("around", "flag", "changed"), TABLE, ids=[f"{a} {f}".strip() for a, f, _ in TABLE])
@@ -166,7 +170,7 @@ def test_a_flag_changes_these_fields_alone_and_the_command_gives_them(
     expected = flat(Config(method=Method(name="common"))) if changed is COMMON else {}
     expected = {name: value for name, value in expected.items() if name.startswith("method.")}
     assert after == before | (expected or changed)
-    assert _configure("train", found.words) == found.config
+    assert configure("train", found.words) == found.config
 
 
 @pytest.mark.parametrize(("around", "flag", "changed"), [row for row in TABLE if not row[2]])
@@ -195,11 +199,12 @@ def test_notices_are_one_line_each_and_say_why() -> None:
     for flags, words in (
         ("--resume", "newest checkpoint"),
         ("--no_rebn", "running batch-norm statistics"),
-        ("--mix cutmix", "pairs of neighbours"),
+        ("--no_rebn --kl_coef 0", "the subnets' passes enter too"),
+        ("--mix cutmix-torch", "pairs of neighbours"),
         ("--train_trans with_RE", "erased boxes"),
         ("--train_trans with_UA", "interpolated linearly"),
     ):
-        (line,) = equivalent(flags.split()).notices
+        line = equivalent(flags.split()).notices[-1]
         assert words in line
 
 
@@ -237,7 +242,7 @@ def test_published_commands_are_recipes(name: str) -> None:
     fast = equivalent([*COMMANDS[name].split(), "--exp", "mine"], fast=True)
     operations = {"policy": "uniformaugment_standard"} if name == "rn50-stpp-a2" else {}
     data = replace(plain.data, **operations)  # type: ignore[arg-type]
-    assert _configure("train", fast.words) == fast.config
+    assert configure("train", fast.words) == fast.config
     assert fast.config == replace(plain, data=data, run=replace(plain.run, **own))  # type: ignore[arg-type]
 
 
@@ -271,17 +276,21 @@ def test_fast_modes_keep_the_recipe() -> None:
         ("--mix mosaic", "--mix: invalid choice"),
         ("--sample_space space8", "--sample_space: invalid choice"),
         ("--multi_Snet -1", "method.subnets is -1; allowed: 0 to 64"),
-        ("--max_size 0.5", "method.main_resizes is (224, 112)"),
-        ("--mini_size 2 --Snet_Dtrans", "method.sizes is ()"),
+        ("--max_size 0.5", "--max_size is 0.5; allowed: 1 to 16"),
+        ("--max_size inf", "--max_size is inf; allowed: 1 to 16"),
+        ("--mini_size 2 --Snet_Dtrans", "--mini_size is 2; allowed: 0 to 1"),
+        ("--mini_size=-1e9 --same_mscale_image", "--mini_size is -1e+09; allowed: 0 to 1"),
+        ("--mini_size 0 --Snet_Dtrans", "method.sizes is 0; allowed: 1 to 4096"),
+        ("--exp /", "--exp is '/'; allowed: the run's name"),
         ("--kl_coef -1", "method.kl_weight is -1.0"),
         ("--lr nan", "optim.lr is nan"),
         ("--val_resize_size 200", "data.val_resize is 200; allowed: 224"),
         ("--min_lr --min_lr_coef 2", "optim.min_lr is 0.4"),
         ("--st_loss DKD --mix mixup", "whose targets are soft"),
-        ("--mix mixup --mixup_alpha -1", "data.mixup is -1.0"),
+        ("--mix mixup --mixup_alpha nan", "data.mixup is nan"),
         ("--exp ..", "run.name is '..'"),
-        ("--workers -1", "--workers is -1; allowed: 0 or more"),
-        *[(f"--mix {mix}", "mixup.py, which the published repository lacks") for mix in REFUSED],
+        ("--workers -1", "--workers is -1; allowed: 0 to 1024"),
+        ("--mix mixup-torch --mixup_alpha 0", "--mixup_alpha is 0; allowed: above 0 with --mix mixup-torch"),
     ],
 )
 def test_what_cannot_be_honoured_is_an_error(flags: str, words: str) -> None:
@@ -307,6 +316,13 @@ def test_the_command_prints_what_it_would_run(capsys: pytest.CaptureFixture[str]
     )
     assert err == "notice: --UT changes nothing: it is always on\n"
     assert json.loads(run(capsys, "show", "rn50-stpp-a1-published")[1])["recipe"] == "rn50-stpp-a1-published"
+
+
+def test_the_readmes_example_prints_what_it_shows(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = (ROOT / "README.md").read_text().splitlines()
+    (first,) = (index for index, line in enumerate(lines) if line.startswith(".venv/bin/fasttrain nips22 "))
+    status, out, err = run(capsys, *shlex.split(lines[first])[1:])
+    assert (status, out, err) == (0, f"{lines[first + 1]}\n", "")
 
 
 @pytest.mark.parametrize(

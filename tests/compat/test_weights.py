@@ -118,7 +118,7 @@ def test_ours_to_timm_and_back(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "depths", "theirs"),
     [
-        ("resnet50", (3, 3, 6, 3), lambda: timm.create_model("resnet50", layers=(3, 3, 6, 3), num_classes=7)),
+        ("resnet50", (3, 3, 6, 3), None),
         (
             "resnet50",
             (1, 2, 3, 1),
@@ -131,7 +131,7 @@ def test_ours_to_timm_and_back(name: str) -> None:
                 torchvision.models.resnet.BasicBlock, [1, 1, 2, 1], num_classes=7
             ),
         ),
-        ("seresnext50_32x4d", (2, 1, 1, 3), None),
+        ("seresnet50", (2, 1, 1, 3), None),
     ],
 )
 def test_a_bare_subnet_is_a_smaller_network(name: str, depths: tuple[int, ...], theirs: Any) -> None:
@@ -163,7 +163,7 @@ def test_wrappers_are_seen_through(form: str, wrapper: str) -> None:
 @pytest.mark.parametrize("zipped", [True, False])
 def test_a_published_checkpoint_loads_as_its_code_saves_it(tmp_path: Path, zipped: bool) -> None:
     """Optimizer and accuracies beside the weights, in torch's present and former file format."""
-    theirs = nn.DataParallel(Published((3, 4, 6, 3), 7))
+    theirs = nn.DataParallel(Published((1, 2, 1, 1), 7))
     optimizer = torch.optim.SGD(theirs.parameters(), 0.2, momentum=0.9, weight_decay=1e-4, nesterov=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 100)
     sum(parameter.sum() for parameter in theirs.parameters()).backward()  # type: ignore[union-attr]
@@ -177,6 +177,7 @@ def test_a_published_checkpoint_loads_as_its_code_saves_it(tmp_path: Path, zippe
         _use_new_zipfile_serialization=zipped,
     )
     ours = create_model("resnet50", 7)
+    ours.keep((1, 2, 1, 1))
     load_weights(ours, path)
     assert_close(logits(ours), logits(theirs.module))
 

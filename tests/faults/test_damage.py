@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,11 @@ import pytest
 import torch
 
 from fasttrain import build, checkpoint
+from fasttrain.checkpoint.archive import Archive
 from fasttrain.cli import main
 from fasttrain.errors import CheckpointError
 from fasttrain.models import StagedNetwork
-from tests.faults.harness import Arena, assert_same, checkpoints, run_arguments
+from tests.faults.harness import Arena, assert_same, checkpoints, losses, run_arguments
 from tests.networks import tiny_resnet
 
 pytestmark = pytest.mark.faults
@@ -174,3 +176,106 @@ def test_the_final_save_failing_is_told(arena: Arena, arguments: list[str], tmp_
         checkpoint.load(path)
     status = json.loads((tmp_path / "run" / "status.json").read_text())
     assert (status["state"], status["exit_status"]) == ("failed", 4)
+
+
+def test_later_checkpoints_that_are_damaged_do_not_push_the_sound_ones_out(
+    arguments: list[str], tmp_path: Path
+) -> None:
+    """Nor do files of other names, which stay."""
+    assert train(*arguments, "--run.max-steps", "8", "--run.keep", "3") == 0
+    folder = tmp_path / "run" / "checkpoints"
+    for path in checkpoints(tmp_path / "run")[1:]:
+        flip(path)
+    damaged = (folder / "step-00000008.pt").read_bytes()
+    for name in ("step-mine.pt", "step-zzz.pt", "step-zzz.json"):
+        (folder / name).write_text("somebody's")
+    assert train(*arguments, "--run.max-steps", "6") == 0
+    for name in ("step-00000005.pt", "step-00000006.pt"):
+        checkpoint.load(folder / name)
+    for name in ("step-mine.pt", "step-zzz.pt", "step-zzz.json"):
+        assert (folder / name).read_text() == "somebody's"
+    assert (folder / "step-00000008.pt.damaged").read_bytes() == damaged
+
+
+def test_a_save_that_failed_takes_no_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a full disk the checkpoint may have its place, and the weights beside it none."""
+
+    def full(*_: object) -> None:
+        raise CheckpointError("no space")
+
+    archive = Archive(tmp_path)
+    state = {**{name: kind() for name, kind in checkpoint.CONTENTS.items()}, "network": {"w": torch.ones(2)}}
+    archive.save(1, state, {}, best=False)
+    monkeypatch.setattr(Archive, "_save_weights", full)
+    with pytest.raises(CheckpointError, match="no space"):
+        archive.save(2, state, {}, best=False)
+    assert [path.name for path in sorted(tmp_path.glob("step-*"))] == [
+        "step-00000001.json",
+        "step-00000001.pt",
+    ]
+
+
+def test_checkpoints_are_ordered_by_their_number(tmp_path: Path) -> None:
+    for name in ("step-99999999", "step-100000000", "step-100000000-before"):
+        (tmp_path / f"{name}.pt").touch()
+        (tmp_path / f"{name}.json").touch()
+    names = [path.stem for path in Archive(tmp_path).complete()]
+    assert names == ["step-100000000", "step-100000000-before", "step-99999999"]
+
+
+@pytest.mark.parametrize("manifest", ["[" * 100_000, "[]", '{"sha256": null}', '{"sha256": 5}', "\udcff"])
+def test_a_manifest_without_a_hash_is_damage(tmp_path: Path, manifest: str) -> None:
+    path = tmp_path / "step-00000001.pt"
+    checkpoint.save(path, {})
+    path.with_suffix(".json").write_text(manifest, errors="surrogateescape")
+    with pytest.raises(CheckpointError, match="is damaged: its"):
+        checkpoint.read(path)
+
+
+@pytest.mark.parametrize("records", [b"\xff\xfe\0\n", b"[" * 100_000 + b"\n"])
+def test_records_that_a_disk_spoiled_end_no_resume(
+    arguments: list[str], tmp_path: Path, records: bytes
+) -> None:
+    assert train(*arguments, "--run.max-steps", "2") == 0
+    path = tmp_path / "run" / "metrics.jsonl"
+    path.write_bytes(records + path.read_bytes())
+    assert train(*arguments, "--run.max-steps", "4") == 0
+    assert sorted(losses(tmp_path / "run")) == [2, 4]
+
+
+@pytest.mark.parametrize("place", ["metrics.jsonl", "status.json", ".status.json.tmp"])
+def test_something_in_the_way_of_a_resume_is_told(
+    arguments: list[str], tmp_path: Path, place: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "run" / place).mkdir(parents=True)
+    assert train(*arguments) == 2
+    assert "cannot write to" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("window", "told"), [("0:1", "warning: trace: File"), ("5:9", "step 5 of 2")])
+def test_a_trace_that_cannot_be_is_told(
+    arguments: list[str], tmp_path: Path, window: str, told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "trace").touch()
+    assert train(*arguments, "--run.max-steps", "2", "--run.profile", window) == 0
+    assert told in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", ["train", "check"])
+def test_a_name_that_no_file_system_takes_is_told(
+    arguments: list[str], command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        main([command, *arguments, "--run.name", "x" * 300])
+    assert end.value.code == 2
+    assert "run.folder: cannot write to" in capsys.readouterr().err
+
+
+def test_a_full_disk_below_the_output_ends_no_run(arena: Arena, arguments: list[str], tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "fasttrain", "train", *arguments, "--run.max-steps", "2"]
+    job = arena.start(["sh", "-c", 'exec "$@" > /dev/full', "sh", *command], {})
+    assert job.wait() == [0], job.output
+    log = (tmp_path / "run" / "log.txt").read_text()
+    assert "warning: the output ends" in log
+    assert "done: " in log

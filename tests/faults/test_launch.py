@@ -321,6 +321,18 @@ def test_nodes_end_with_the_cause_of_one(launcher: Launcher, cause: str, status:
     assert len(launcher.starts("calls0")) == len(launcher.starts("calls1")) == 1
 
 
+def test_a_signal_to_one_node_is_told_to_the_other(launcher: Launcher) -> None:
+    """Node 0's run has ended by it as well, and does not wait in vain for node 1 to say so."""
+    jobs = two_nodes(launcher, {"STARTS": "0:1:75"}, {"STARTS": "wait"})
+    wait_for(jobs[1], "ready")
+    jobs[1].signal(signal.SIGTERM)
+    began = time.monotonic()
+    assert [job.wait()[0] for job in jobs] == [75, 75]
+    assert time.monotonic() - began < 40  # fasttrain.launch.rally.LEAVING is 60
+    assert "No such file" not in jobs[1].output
+    assert all(len(launcher.starts(f"calls{rank}")) == 1 for rank in (0, 1))
+
+
 def test_a_crash_loop_on_one_node_ends_both_with_its_status(launcher: Launcher) -> None:
     jobs = two_nodes(launcher, {"STARTS": "0:1:7 4:1:7"}, {"STARTS": "0:1:1 4:1:1"}, RESTARTS="1")
     assert [job.wait()[0] for job in jobs] == [1, 1]
@@ -488,3 +500,24 @@ def test_slurm_wants_one_task_per_node(launcher: Launcher, slurm: dict[str, str]
     got, output = launcher.run("demo", **slurm, SLURM_STEP_ID="0", SLURM_LOCALID="1", STARTS="0:0:0")
     assert got == 2
     assert "allowed: srun --ntasks-per-node=1" in output
+
+
+@pytest.mark.parametrize(
+    ("variables", "told"),
+    [
+        ({"SLURM_JOB_ID": "x"}, "SLURM_JOB_ID is 'x'"),
+        ({"SLURM_JOB_ID": "5"}, "SLURM_NNODES is not"),
+        ({"SLURM_JOB_ID": "5", "SLURM_NNODES": "x"}, "SLURM_NNODES is 'x'"),
+        ({"SLURM_JOB_ID": "5", "SLURM_STEP_ID": "x"}, "SLURM_STEP_ID is 'x'"),
+        ({"SLURM_JOB_ID": "5", "SLURM_STEP_ID": "0"}, "SLURM_JOB_NODELIST is not"),
+        (
+            {"SLURM_JOB_ID": "5", "SLURM_NNODES": "1", "SLURM_RESTART_COUNT": "x"},
+            "SLURM_RESTART_COUNT is 'x'",
+        ),
+        ({"TMPDIR": "/none"}, "TMPDIR is '/none'"),
+    ],
+)
+def test_half_a_job_is_one_line(launcher: Launcher, variables: dict[str, str], told: str) -> None:
+    got, output = launcher.run("demo", **variables)
+    assert (got, output.count("\n")) == (2, 2), output
+    assert told in output

@@ -228,6 +228,19 @@ def test_tensors_that_do_not_fit_are_refused(kernels: runtime.Kernels) -> None:
         stimulative_loss(main.double(), [], targets, weights=[], kernels="triton")
 
 
+@pytest.mark.parametrize("options", [{"ensemble": 0.4}, {"scale_by_teacher": True}])
+def test_options_without_kernels_run_the_reference(options: dict[str, Any]) -> None:
+    """Asked for Triton's kernels, too, which would leave the option out."""
+    inputs = Inputs.draw(4, 7, 3, device=DEVICE)
+    main, *students = inputs.logits
+    expected = stimulative_loss(main, students, inputs.targets, weights=[0.5] * 3, **options)
+    for ours, own in zip(run(inputs, **options), expected, strict=False):
+        assert torch.equal(ours, own)
+    assert not torch.equal(run(inputs)[2][1:], expected.subnets[1:])
+    with pytest.raises(ValueError, match=r"ensemble is 1\.5; allowed: 0 to 1"):
+        stimulative_loss(main, students, inputs.targets, weights=[0.5] * 3, ensemble=1.5)
+
+
 @pytest.mark.parametrize("kernels", ["reference", "triton"])
 def test_hits_count_strictly_larger_logits(kernels: runtime.Kernels) -> None:
     def hits(main: torch.Tensor, targets: torch.Tensor) -> list[int]:

@@ -57,6 +57,8 @@ NONSENSE = (
     *(b"", b"GET / HTTP/1.1\r\n\r\n", b"x" * 3 * LONGEST, b"[1]\n", b"\xff\n", b'{"node": 1}\n'),
     b'{"node": 0, "nodes": 3, "command": "a", "status": 0, "again": true}\n',
     b'{"node": 1, "nodes": 3, "command": "a", "status": "rm", "again": true}\n',
+    b'{"node": 1.0, "nodes": 3, "command": "a", "status": false, "again": 1}\n',
+    b"[" * (LONGEST - 1) + b"\n",
 )
 
 

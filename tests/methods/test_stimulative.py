@@ -9,11 +9,12 @@ import pytest
 import torch
 import torchvision.transforms.functional as tvf
 
-from fasttrain.config import Method
+from fasttrain import build
+from fasttrain.config import Config, Method, Run
 from fasttrain.errors import ConfigError
 from fasttrain.kernels.normalized_loss import stimulative_loss
 from fasttrain.methods import Common, Plan, Stimulative
-from fasttrain.methods.inputs import cascade, deal
+from fasttrain.methods.inputs import cascade, deal, draw_windows
 from fasttrain.subnets import PrefixTree
 from tests.networks import tiny_images, tiny_resnet
 
@@ -69,6 +70,46 @@ def test_cascaded_draws_have_a_size_each_and_a_tree_each() -> None:
     assert len(stimulative.draw(1, 2).sizes) == 3
     assert [batch.shape[-1] for batch in plan.inputs] == [32, *stimulative.draw(1, 2).sizes]
     assert plan.places == ((1, 0), (2, 0), (3, 0))
+
+
+def test_cascaded_crops_are_random_resized_crops_of_each_other() -> None:
+    """Windows as torchvision's: within the image before, 8 to 100 % of it, 3:4 to 4:3; others each step."""
+    stimulative = method(subnets=3, subnet_inputs="cascaded", cascade="crop", sizes=tuple(range(32, 65)))
+    images = tiny_images(2, 64)
+    seen = set()
+    for step in range(40):
+        plan = stimulative.plan(images, (), epoch=1, step=step)
+        sizes = stimulative.draw(1, step).sizes
+        assert [batch.shape[-1] for batch in plan.inputs] == [64, *sizes]
+        crops = draw_windows([64, *sizes[:-1]], seed=5, epoch=1, step=step)
+        for side, (top, left, height, width) in zip([64, *sizes[:-1]], crops, strict=True):
+            assert min(top, left) >= 0
+            assert max(top + height, left + width) <= side
+            assert 0.05 < height * width / side**2 <= 1
+            assert 0.6 < width / height < 1.6
+        expected = cascade(images, sizes, MEAN, STD, kind="crop", crops=crops)
+        assert all(torch.equal(ours, own) for ours, own in zip(plan.inputs[1:], expected, strict=True))
+        seen.add(crops)
+    assert len(seen) == 40
+
+
+def test_the_whole_step_may_see_resized_images() -> None:
+    """One side per pair, drawn for each step; the subnets' inputs go on from there."""
+    stimulative = method(
+        subnets=2, main_resizes=(32, 40, 20, 32), subnet_inputs="cascaded", sizes=(16, 24), start_epoch=1
+    )
+    images = tiny_images(2, 32)
+    drawn = [stimulative.draw(1, step).main_sizes for step in range(300)]
+    assert {first for first, _ in drawn} == set(range(32, 41))
+    assert {second for _, second in drawn} == set(range(20, 33))
+    plan = stimulative.plan(images, (), epoch=1, step=7)
+    resized = cascade(images, drawn[7], MEAN, STD)[-1]
+    assert torch.equal(plan.inputs[0], resized)
+    sizes = stimulative.draw(1, 7).sizes
+    assert torch.equal(plan.inputs[2], cascade(resized, sizes, MEAN, STD)[1])
+    before = stimulative.plan(images, (), epoch=0, step=7)
+    assert before.places == ()
+    assert before.inputs[0].shape[-1] == stimulative.draw(0, 7).main_sizes[1]
 
 
 def test_subnets_start_at_their_epoch() -> None:
@@ -183,22 +224,48 @@ def test_options_that_exclude_each_other_are_refused() -> None:
         {"subnets": 2, "sizes_per_step": 3},
         {"temperature": 0.0},
         {"kl_weight": float("nan")},
+        {"cascade": "crop"},
+        {"main_resizes": (96,)},
+        {"main_resizes": (96, 32)},
+        {"main_resizes": (32, 96), "name": "common"},
+        {"ensemble": 1.5},
+        {"ensemble": 0.5, "backward": "split"},
     ):
         with pytest.raises(ConfigError, match="allowed"):
             Method(**options)
 
 
 @pytest.mark.parametrize(
-    "options", [{"label_smoothing": 0.2}, {"supervision": "dkd"}, {"supervision": "mse"}, {"amplitude": 2.0}]
+    "options",
+    [
+        *({"label_smoothing": 0.2}, {"supervision": "dkd"}, {"supervision": "mse"}, {"amplitude": 2.0}),
+        *({"ensemble": 0.3}, {"scale_by_teacher": True}),
+    ],
 )
 def test_options_reach_the_loss(options: dict[str, Any]) -> None:
-    logits = [[torch.randn(4, 7, dtype=torch.float64) for _ in range(2)]]
+    logits = [[torch.randn(4, 7, dtype=torch.float64) for _ in range(3)]]
     targets = torch.arange(4)
-    plan = Plan((tiny_images(4, 32),), (), places=((0, 1),), weights=(0.5,))
-    loss = method(subnets=1, normalize="layer_norm", **options).loss(logits, plan, targets)
-    expected = stimulative_loss(logits[0][0], logits[0][1:], targets, weights=[0.5], **options)
+    plan = Plan((tiny_images(4, 32),), (), places=((0, 1), (0, 2)), weights=(0.5, 0.5))
+    loss = method(subnets=2, normalize="layer_norm", **options).loss(logits, plan, targets)
+    expected = stimulative_loss(logits[0][0], logits[0][1:], targets, weights=[0.5, 0.5], **options)
     torch.testing.assert_close(loss.total, expected.total, rtol=0, atol=0)
-    assert loss.total != method(subnets=1, normalize="layer_norm").loss(logits, plan, targets).total
+    assert loss.total != method(subnets=2, normalize="layer_norm").loss(logits, plan, targets).total
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"supervision": "dkd"}, r"method\.supervision 'dkd'"),
+        ({"ensemble": 0.5}, r"method\.ensemble 0\.5"),
+        ({"scale_by_teacher": True}, r"method\.scale_by_teacher True"),
+    ],
+)
+def test_losses_without_kernels_run_the_reference(options: dict[str, Any], named: str) -> None:
+    config, cpu = Config(method=Method(**options)), torch.device("cpu")
+    assert build.loss_kernels(config, cpu) == "reference"
+    asked = replace(config, run=Run(kernels="triton"))
+    with pytest.raises(ConfigError, match=f"run.kernels is 'triton' with {named}; allowed: auto, reference"):
+        build.loss_kernels(asked, cpu)
 
 
 def test_common_training_smooths_labels() -> None:

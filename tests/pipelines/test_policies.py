@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from nvidia.dali import fn, pipeline_def
 from PIL import Image, ImageDraw, ImageFilter
 from timm.data import auto_augment
-from torchvision.transforms import AutoAugment, InterpolationMode, TrivialAugmentWide
+from torchvision.transforms import AutoAugment, InterpolationMode, RandAugment, TrivialAugmentWide
 from torchvision.transforms.autoaugment import _apply_op
 
 from fasttrain.config import Data
@@ -28,6 +28,7 @@ pytestmark = pytest.mark.pipelines
 SIDE = 200
 FILL = Data().policy_fill
 POLICIES = ("autoaugment", "randaugment", "trivialaugment", "uniformaugment", "threeaugment")
+STANDARD = ("randaugment_standard", "trivialaugment_standard", "uniformaugment_standard")
 
 # operation, its value, torchvision's name and magnitude; bounds of the mean difference in levels, and of the
 # share of values off by more than 2
@@ -141,7 +142,7 @@ def test_cutout_draws_a_square_of_its_colour() -> None:
         assert difference(ours, expected)[1] < 0.004  # a row and a column
 
 
-@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("policy", [*POLICIES, *STANDARD, "randaugment_torchvision"])
 def test_choices_are_uniform_over_the_operations(policy: str) -> None:
     data = Data(policy=policy)  # type: ignore[arg-type]
     count = 30_000
@@ -154,7 +155,8 @@ def test_choices_are_uniform_over_the_operations(policy: str) -> None:
         return
     shares = np.bincount(choice.index.ravel(), minlength=len(space)) / choice.index.size
     assert np.abs(shares - 1 / len(space)).max() < 5 * np.sqrt(1 / len(space) / choice.index.size)
-    applied = {"randaugment": 0.5, "uniformaugment": 0.5}.get(policy, 1.0)
+    halves = ("randaugment", "uniformaugment", "uniformaugment_standard")
+    applied = 0.5 if policy in halves else 1.0
     assert choice.applied.mean() == pytest.approx(applied, abs=0.01)
 
 
@@ -193,7 +195,11 @@ TORCHVISION = {
 
 @pytest.mark.parametrize(
     ("policy", "theirs", "bins"),
-    [("autoaugment", AutoAugment, 10), ("trivialaugment", TrivialAugmentWide, 31)],
+    [
+        ("autoaugment", AutoAugment, 10),
+        ("trivialaugment", TrivialAugmentWide, 31),
+        ("randaugment_torchvision", RandAugment, 31),
+    ],
 )
 def test_ranges_are_torchvisions(policy: str, theirs: Any, bins: int) -> None:
     space = theirs()._augmentation_space(bins, *(() if policy == "trivialaugment" else ((SIDE, SIDE),)))
@@ -209,6 +215,67 @@ def test_ranges_are_torchvisions(policy: str, theirs: Any, bins: int) -> None:
         values = np.rint(values) if each.name == "posterize" else values
         assert values == pytest.approx(magnitudes.numpy(), abs=1e-4)
         assert each.signed == signed
+
+
+def test_standard_ranges_are_those_of_the_published_library() -> None:
+    """aug_lib's fixed_standard: 14 operations; value at level k of 30, whole where it is truncated."""
+    level = np.arange(31)
+    factor = -0.9 + 1.8 * level / 30  # of its enhancer, 0.1 to 1.9, less 1
+    expected = {
+        **dict.fromkeys(("shear_x", "shear_y"), 0.3 * level / 30),
+        **dict.fromkeys(("translate_x", "translate_y"), 10 / SIDE * level / 30),
+        "rotate": level,
+        **dict.fromkeys(("brightness", "contrast", "colour", "sharpness"), factor),
+        "posterize": 8 - (level * 4 // 30),
+        "solarize": 256 - 256 * level / 30,
+        **dict.fromkeys(("autocontrast", "equalize", "identity"), 0 * level),
+    }
+    for policy in STANDARD:
+        ours = {each.name: each for each in policies.operations(policy, SIDE)}
+        assert set(ours) == set(expected)
+        for name, values in expected.items():
+            each = ours[name]
+            own = each.low + level / 30 * (each.high - each.low)
+            assert (np.rint(own) if name == "posterize" else own) == pytest.approx(values)
+            assert each.signed == (name in ("shear_x", "shear_y", "translate_x", "translate_y", "rotate"))
+    levels = policies.choose(Data(policy="uniformaugment_standard"), np.random.default_rng(5), 9000).magnitude
+    assert set(np.rint(30 * np.abs(levels)).ravel()) == set(level)
+    assert np.abs(levels * 30) == pytest.approx(np.rint(np.abs(levels * 30)))
+
+
+def one_operation(monkeypatch: pytest.MonkeyPatch, operation: Operation) -> None:
+    monkeypatch.setattr(policies, "operations", lambda policy, side: (operation,))
+
+
+OWN = Data(policy="trivialaugment", crop=48, val_crop=48, val_resize=48, lighting=0, flip=0, threads=1)
+
+
+def first_levels(data: Data, photos: ImageFolder) -> NDArray[np.float64]:
+    """The first batch on the 0-255 scale, [B, 3, H, W]."""
+    options: dict[str, Any] = {"seed": 3, "device": torch.device("cpu"), "dtype": torch.float32}
+    images = next(train_loader(data, photos, batch=8, **options).epoch(0)).images.double().numpy()
+    mean, std = (np.array(each)[:, None, None] for each in (data.mean, data.std))
+    return 255 * (images * std + mean)
+
+
+@pytest.mark.parametrize("last", [True, False])
+def test_a_policy_comes_before_the_jitter_or_after_it(
+    photos: ImageFolder, monkeypatch: pytest.MonkeyPatch, last: bool
+) -> None:
+    one_operation(monkeypatch, Operation("invert"))
+    data = dataclasses.replace(OWN, lighting=0.1, published_lighting=True)
+    jittered = first_levels(dataclasses.replace(data, policy="none"), photos)
+    inverted = first_levels(dataclasses.replace(data, policy_last=last), photos)
+    assert (np.abs(255 - jittered - inverted).max() < 0.01) == last
+
+
+@pytest.mark.filterwarnings("ignore:The external source node")  # a shift is in its matrix alone
+@pytest.mark.parametrize("fill", [0, 128])
+def test_warped_images_show_the_fill(photos: ImageFolder, monkeypatch: pytest.MonkeyPatch, fill: int) -> None:
+    one_operation(monkeypatch, Operation("translate_x", 0.5, 0.5))
+    shifted = first_levels(dataclasses.replace(OWN, jitter=0, policy_fill=fill), photos)
+    assert np.abs(shifted[..., 25:] - fill).max() < 0.01
+    assert np.abs(shifted[..., :23] - fill).mean() > 20
 
 
 def test_sub_policies_are_torchvisions() -> None:
@@ -309,3 +376,6 @@ def test_wrong_policies_are_refused() -> None:
         Data(policy="autoagument")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=r"data\.policy_magnitude is 30; allowed: 0 to 10"):
         Data(policy_magnitude=30)
+    for options in ({"colour": "folded", "lighting": 0}, {"lighting": 0.1}):
+        with pytest.raises(ConfigError, match=r"data\.policy_last is True; allowed: True with colour exact"):
+            Data(policy="trivialaugment", policy_last=True, **options)

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from fasttrain.cli import main
-from fasttrain.telemetry.environment import environment, redact, variables
+from fasttrain.telemetry.environment import commit, environment, redact, variables
 
 CANARY = "canary-3141592653"
 
@@ -35,3 +35,8 @@ def test_only_known_variables_are_recorded(
     out = capsys.readouterr().out
     assert "NCCL_DEBUG=WARN" in out
     assert CANARY not in out
+
+
+def test_without_git(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    assert commit() == ""

@@ -15,7 +15,7 @@ import torch
 from fasttrain import distributed
 from fasttrain.kernels.normalized_loss import StimulativeLoss
 from fasttrain.step import StepResult
-from fasttrain.telemetry import Interval
+from fasttrain.telemetry.interval import Interval
 
 CPU = torch.device("cpu")
 

@@ -92,6 +92,63 @@ def test_the_table_and_its_json(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert told["ended"] == "2026-01-02T03:04:05Z"
 
 
+SPOILED = [
+    {"pid": "x"},
+    {"pid": 10**30},
+    {"pid": float("inf")},
+    {"state": ["running"]},
+    {"state": "[/red]\n"},
+    {"global_step": "x"},
+    {"global_step": None},
+    {"epoch": {}},
+    {"time": 5},
+    {"eta_seconds": "x"},
+    {"eta_seconds": float("nan")},
+    {"images_per_second": [1]},
+    {"loss": "x"},
+    {"lr": 10**400},
+    {"top1": "x"},
+    {"kind": []},
+]
+
+
+@pytest.mark.parametrize("values", SPOILED, ids=str)
+def test_spoiled_values_hide_no_run(
+    tmp_path: Path, values: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    status = {"state": "running", **HERE, "epoch": 0, "global_step": 0}
+    records = (train(10), evaluation(10, 70.5))
+    make_run(tmp_path, "sound", status, *records)
+    path = make_run(
+        tmp_path, "spoiled", status | values, *records, train(20) | values, evaluation(20, 1) | values
+    )
+    main(["runs", str(tmp_path)])
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["run", "sound", "spoiled"]
+    main(["watch", str(path), "--once"])
+    assert "spoiled" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe\0", b"[" * 100_000, b'{"run": []}', b"null"])
+@pytest.mark.parametrize("name", ["config.json", "metrics.jsonl", "status.json"])
+def test_a_spoiled_file_hides_no_run(
+    tmp_path: Path, name: str, content: bytes, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = make_run(tmp_path, "spoiled", {"state": "done"}, train(10))
+    (path / name).write_bytes(content + b"\n")
+    main(["runs", str(tmp_path)])
+    assert "spoiled" in capsys.readouterr().out
+    main(["watch", str(path), "--once"])
+    assert "spoiled" in capsys.readouterr().out
+
+
+def test_names_are_shown_as_they_can_be(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("[red]a", "b\n\x1b[2Jb", "\udcff"):
+        make_run(tmp_path, name, {"state": "done"})
+    main(["runs", str(tmp_path)])
+    lines = capsys.readouterr().out.encode().decode().splitlines()
+    assert [line.split()[0] for line in lines[1:]] == ["[red]a", "b??[2Jb", "?"]
+
+
 def test_no_folder_and_no_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["runs", str(tmp_path)])
     assert capsys.readouterr().out == f"no runs in {tmp_path}\n"

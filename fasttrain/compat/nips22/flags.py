@@ -104,6 +104,10 @@ class Flags:
 OF_MINI_SIZE = ("Dtrans7", "Dtrans15")
 """Transforms whose least side is a part of the crop."""
 
+MIXUP = ("mixup", "mixup-torch", "mixup-cutmix-torch", "mixup-cutmix-timm")
+CUTMIX = ("cutmix", "cutmix-torch", "mixup-cutmix-torch", "mixup-cutmix-timm")
+"""Values of --mix that mix by mixup and by CutMix; where both, either has half of the steps."""
+
 CHOICES: dict[str, tuple[str | int, ...]] = {
     "depth": (50, 101, 152),
     "st_loss": ("default", "CE", "CE_target", "DKD", "MSE"),
@@ -113,10 +117,7 @@ CHOICES: dict[str, tuple[str | int, ...]] = {
         *("default", "with_TA_torch", "with_TA_torch1", "with_TA", "with_RA_torch", "with_RA"),
         *("with_UA", "with_AA", "with_RE"),
     ),
-    "mix": (
-        *("default", "cutmix", "mixup", "cutmix-torch", "mixup-torch", "mixup-cutmix-torch"),
-        "mixup-cutmix-timm",
-    ),
+    "mix": ("default", *CUTMIX[:2], *MIXUP),
     "sample_space": ("default", *(f"space{number}" for number in range(1, 8))),
 }
 """The values that the published code tells apart, of the flags that take one of a few."""

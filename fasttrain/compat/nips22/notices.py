@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from .flags import OF_MINI_SIZE, Flags, Parsed
+from .flags import MIXUP, OF_MINI_SIZE, Flags, Parsed
 
 _OF_SUBNETS = (
     *("kl_cos", "kl_rcos", "st_loss", "Temp", "direct_KD_esm", "direct_KD_ema", "Snet_Dtrans", "Dtrans"),
@@ -70,7 +70,7 @@ def _idle(flags: Flags) -> dict[str, tuple[bool, str]]:
             f"only --same_mscale_image and --Dtrans {' and '.join(OF_MINI_SIZE)} read it",
         ),
         "min_lr_coef": (not flags.min_lr, "only --min_lr reads it"),
-        "mixup_alpha": (flags.mix != "mixup", f"--mix {flags.mix} does not read it"),
+        "mixup_alpha": (flags.mix not in MIXUP, f"--mix {flags.mix} does not read it"),
         "sample_space": (flags.depth != 50, f"of depth {flags.depth} every number of blocks is drawn"),
     }
 
@@ -84,7 +84,11 @@ def _differences(flags: Flags) -> tuple[tuple[bool, str], ...]:
             "subnets of weight 0 are left out: the gradients are the same",
         ),
         (
-            flags.no_rebn and trains_subnets(flags),
+            flags.mix.endswith(("-torch", "-timm")),
+            f"--mix {flags.mix} imports a file that the repository has deleted: done as its history has it",
+        ),
+        (
+            flags.no_rebn and _without_subnets(flags) in ([], ["kl_coef"]),
             "running batch-norm statistics are the main network's alone; there the subnets' passes enter too",
         ),
         (
@@ -97,6 +101,7 @@ def _differences(flags: Flags) -> tuple[tuple[bool, str], ...]:
         ),
         (
             flags.mix != "default",
-            "images are mixed in pairs of neighbours; there each with the one before it, round the batch",
+            "images are mixed in pairs of neighbours; there each with the one before it (timm's: with "
+            "the batch reversed)",
         ),
     )
