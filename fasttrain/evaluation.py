@@ -246,7 +246,8 @@ class SubnetReport:
     """Top-1 of many subnets, in percent.
 
     Attributes:
-        statistics: whose batch-norm statistics they ran with: `reestimated` (own) or `main`.
+        statistics: whose batch-norm statistics they ran with: `reestimated` (own), `main`, or `none` where
+            the network has no batch norm.
         depths: blocks per stage of each.
         top1: of each.
     """
@@ -300,7 +301,8 @@ def evaluate_subnets(
         statistics: `reestimated`, `main` or `both`.
     """
     reports = []
-    for kind in ("reestimated", "main") if statistics == "both" else (statistics,):
+    kinds = ("reestimated", "main") if statistics == "both" else (statistics,)
+    for kind in kinds if batch_norms(network) else ("none",):
         own = (
             estimate_statistics(network, subnets, calibration(), precision) if kind == "reestimated" else None
         )
