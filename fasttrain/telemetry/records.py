@@ -27,10 +27,13 @@ def sound(values: Any) -> Record:
     """
     if not isinstance(values, dict):
         return {}
-    return {name: value for name, value in values.items() if _is_sound(name, value)}
+    kind = values.get("kind")
+    return {name: value for name, value in values.items() if _is_sound(kind, name, value)}
 
 
-def _is_sound(name: str, value: Any) -> bool:
+def _is_sound(kind: Any, name: str, value: Any) -> bool:
+    if kind == "subnets" and name == "top1":
+        return isinstance(value, list)  # of each subnet; whoever reads them looks at each
     if name in _NUMBERS:
         number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
         return number or (name == "loss" and value is None)
