@@ -15,7 +15,7 @@ from ..config import Config, from_dict, to_dict
 from ..errors import ConfigError
 from ..recipes import RECIPES, recipe
 from ..telemetry.curves import Points
-from ..telemetry.records import Record, parse
+from ..telemetry.records import Record, parse, sound
 from ..telemetry.runs import RunState, judge
 
 FILES = ("config.json", "metrics.jsonl", "status.json")
@@ -108,6 +108,8 @@ def read_run(folder: Path) -> RunData:
     run.changed = _changed(config)
     run.environment = _json(folder / "environment.json", run.gaps)
     run.status = _json(folder / "status.json", run.gaps)
+    if len(sound(run.status)) != len(run.status):
+        run.gaps.append("the file status.json is damaged: it holds values of another kind")
     _read_metrics(folder / "metrics.jsonl", run)
     _read_verdicts(folder, run)
     run.starts = _starts(folder / "log.txt")
