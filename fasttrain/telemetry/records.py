@@ -11,11 +11,11 @@ Record = dict[str, Any]
 
 _NUMBERS = frozenset(
     (
-        *("epoch", "epochs", "step", "global_step", "pid", "loss", "train_top1", "top1", "lr"),
+        *("epoch", "epochs", "step", "global_step", "pid", "loss", "train_top1", "top1", "mean", "lr"),
         *("images_per_second", "eta_seconds"),
     )
 )
-_TEXTS = frozenset(("state", "host", "time"))
+_TEXTS = frozenset(("state", "host", "time", "statistics"))
 """What the readers of a run's files calculate with, and show."""
 
 
