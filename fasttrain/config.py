@@ -255,7 +255,7 @@ class Method:
     name: Literal["common", "stimulative", "augsub"] = "stimulative"
     """common: the main loss alone; stimulative: and each sampled subnet follows the main network; augsub: and
     a sub-model, the main network under more drop, follows it (Heo et al. 2023). Of what follows augsub reads
-    drop, drop_ratio, mask_square, main_loss and backward."""
+    drop, drop_ratio, mask_square, main_loss and its options, and backward."""
     drop: Literal["masking", "dropout", "path"] = "masking"
     """What augsub's sub-model has more of: masked squares of the images (patches of a ViT, which leave the
     sequence); dropout after attention and in the MLP (transformers); drop-path in every block."""

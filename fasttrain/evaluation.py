@@ -62,7 +62,9 @@ class NodeStatistics:
 
     def _record(self, layer: nn.Module, args: tuple[Tensor, ...]) -> None:
         x = args[0].to(torch.promote_types(args[0].dtype, torch.float32))
-        variance, mean = torch.var_mean(x, dim=(0, 2, 3), correction=0)
+        mean = x.mean((0, 2, 3))
+        # torch.var_mean takes 3 to 20 times as long on a CPU (AMD EPYC, [16, C, 24, 24] and smaller)
+        variance = (x - mean[:, None, None]).square_().mean((0, 2, 3))
         assert isinstance(layer, _BatchNorm)
         key = (self.current, layer)
         moments = torch.stack((mean, variance)) * len(x)
@@ -244,7 +246,8 @@ class SubnetReport:
     """Top-1 of many subnets, in percent.
 
     Attributes:
-        statistics: whose batch-norm statistics they ran with: `reestimated` (own) or `main`.
+        statistics: whose batch-norm statistics they ran with: `reestimated` (own), `main`, or `none` where
+            the network has no batch norm.
         depths: blocks per stage of each.
         top1: of each.
     """
@@ -298,7 +301,8 @@ def evaluate_subnets(
         statistics: `reestimated`, `main` or `both`.
     """
     reports = []
-    for kind in ("reestimated", "main") if statistics == "both" else (statistics,):
+    kinds = ("reestimated", "main") if statistics == "both" else (statistics,)
+    for kind in kinds if batch_norms(network) else ("none",):
         own = (
             estimate_statistics(network, subnets, calibration(), precision) if kind == "reestimated" else None
         )

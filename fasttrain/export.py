@@ -95,9 +95,9 @@ def export(
         trained = replace(trained, depths=network.depths, top1=None)
     if statistics == "auto":
         at_hand = bool(train) or os.path.exists(config.data.train)
-        needs = is_subnet and bool(batch_norms(network))
-        statistics = "reestimated" if needs and at_hand else "main"
-        if needs and not at_hand:
+        own = is_subnet and bool(batch_norms(network))
+        statistics = "reestimated" if own and at_hand else "main"
+        if own and not at_hand:
             lines.append(_NO_IMAGES)
     calibration = _open(trained, config.data.train, "--train") if statistics == "reestimated" else None
     validation = _open(trained, val, "--val") if val else None

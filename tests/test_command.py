@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from fasttrain.cli import _configure
+from fasttrain.cli.configure import configure
 from fasttrain.command import command, nearest_recipe
 from fasttrain.config import Config
 from fasttrain.recipes import RECIPES, recipe
@@ -23,7 +23,7 @@ from fasttrain.recipes import RECIPES, recipe
 )
 def test_any_recipe_can_be_said_by_another(name: str, base: str) -> None:
     config = recipe(name)
-    assert _configure("show", command(config, base)) == replace(config, recipe=base)
+    assert configure("show", command(config, base)) == replace(config, recipe=base)
 
 
 def test_a_recipe_is_said_by_its_name() -> None:
@@ -51,7 +51,7 @@ def test_sides_are_written_as_ranges(sizes: tuple[int, ...], words: list[str]) -
     config = changed(sizes=sizes)
     said = command(config, nearest_recipe(config))
     assert said == ["rn50-stpp-a1-published", "--method.sizes", *words]
-    assert _configure("show", said) == config
+    assert configure("show", said) == config
 
 
 def test_words_with_spaces_and_switches() -> None:
@@ -63,4 +63,14 @@ def test_words_with_spaces_and_switches() -> None:
     )
     said = command(config, "rn50-ct-200")
     assert said[1:] == ["--data.train", "/my images", "--data.no-shuffle", "--run.tensorboard"]
-    assert _configure("show", said) == config
+    assert configure("show", said) == config
+
+
+def test_words_that_begin_like_options_are_taken_as_values() -> None:
+    config = recipe("rn50-ct-200")
+    config = replace(
+        config, data=replace(config.data, train="-x/train"), run=replace(config.run, name="--fast")
+    )
+    said = command(config, "rn50-ct-200")
+    assert said[1:] == ["--data.train=-x/train", "--run.name=--fast"]
+    assert configure("show", said) == config

@@ -24,7 +24,10 @@ FEW = ("--images", "9", "--batch", "9")
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of runs on striped images: ct, stpp (two epochs), and alone, a subnet trained individually."""
+    """A folder of runs on striped images.
+
+    ct; stpp, of two epochs; alone, a subnet that was trained individually; larger, of another network.
+    """
     folder = tmp_path_factory.mktemp("analysis")
     write_images(folder / "train", 12, 0)
     write_images(folder / "val", 5, 1)
@@ -37,7 +40,12 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     go("stpp", run={"epochs": 2})
     go("ct", method={"name": "common", "subnets": 0, "subnet_inputs": "full", "sizes": ()})
     alone = {"main_weight": 0.0, "supervision": "ce_target", "space": "1,2,3", "subnets": 1}
-    go("alone", method={**alone, "subnet_inputs": "full", "sizes": (), "normalize": "none"})
+    go("larger", model={"name": "cifar_resnet32"}, run={"max_steps": 1}, method={"sizes": (16,)})
+    go(
+        "alone",
+        run={"epochs": 2},
+        method={**alone, "subnet_inputs": "full", "sizes": (), "normalize": "none"},
+    )
     return folder
 
 
@@ -83,8 +91,21 @@ def test_subnets_repeat_the_evaluation_and_find_the_best_in_the_budget(
     assert stpp["top1"][best] == max(stpp["top1"][i] for i in affordable)
     (alone,) = found["alone"]
     assert alone["depths"] == [1, 2, 3]
-    expected = evaluate_checkpoint(runs / "alone" / "checkpoints" / "best.pt", device="cpu").subnets[0]
-    assert alone["top1"] == pytest.approx(expected.top1[expected.depths.index((1, 2, 3))])
+    last = runs / "alone" / "checkpoints" / "step-00000008.pt"  # its best is its untrained main network's
+    assert [alone["top1"]] == pytest.approx(evaluate_checkpoint(last, device="cpu").subnets[0].top1)
+
+
+def test_a_smaller_network_of_the_same_blocks_is_a_subnet_alone(
+    runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    larger, ct = str(runs / "larger"), str(runs / "ct")
+    status, _, found = analyze(capsys, "subnets", larger, "--space", "3,3,3-4", *FEW, "--alone", ct)
+    assert status == 0
+    ((alone,), (network,)) = found["alone"], found["networks"]
+    assert alone["depths"] == network["depths"][0] == [3, 3, 3]
+    assert alone["gflops"] == network["gflops"][0]
+    _, _, own = analyze(capsys, "subnets", ct, "--subnets", "1", *FEW)
+    assert alone["top1"] == own["networks"][0]["main"]
 
 
 def test_deletion_of_one_and_of_several_agree(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -189,11 +210,21 @@ def odd(runs: Path) -> Path:
     shutil.copytree(runs / "ct", folder / "truncated")
     path = folder / "truncated" / "checkpoints" / "best.pt"
     path.write_bytes(path.read_bytes()[:1000])
-    shutil.copytree(runs / "stpp", folder / "larger")
-    settings = json.loads((folder / "larger" / "config.json").read_text())
-    settings["model"]["name"] = "cifar_resnet56"
-    (folder / "larger" / "config.json").write_text(json.dumps(settings))
     (folder / "file").write_text("")
+    damaged = {
+        "nameless": '{"kind": "evaluation", "epoch": 1}',
+        "timeless": '{"kind": "evaluation", "top1": 5.0}',
+        "shapeless": '{"kind": "evaluation", "epoch": 1, "top1": 5.0}\n{"kind": "subnets", "mean": "x"}',
+    }
+    for name, line in damaged.items():
+        shutil.copytree(runs / "ct", folder / name)
+        (folder / name / "metrics.jsonl").write_text(f"{line}\n")
+    shutil.copytree(runs / "ct", folder / "unconfigured")
+    (folder / "unconfigured" / "config.json").write_text("")
+    shutil.copytree(runs / "ct", folder / "barred")
+    (folder / "barred" / "metrics.jsonl").unlink()
+    (folder / "barred" / "metrics.jsonl").mkdir()
+    (folder / "barred" / "pictures" / "kl.png").mkdir(parents=True)
     return folder
 
 
@@ -213,16 +244,37 @@ def odd(runs: Path) -> Path:
         ("subnets ct --val nowhere", 3, "nowhere"),
         ("subnets ct --alone stpp --images 3", 2, "--alone stpp trained more than one network"),
         ("delete-one ct --budget 1", 2, "--budget"),
-        ("delete-one odd/truncated", 4, "damaged"),
-        ("delete-several ct --samples -1", 2, "--samples is -1; allowed: at least 0"),
-        ("permute ct --samples 0", 2, "--samples is 0; allowed: at least 1"),
+        ("delete-one odd/truncated", 4, "odd/truncated/checkpoints/best.pt"),
+        ("delete-several ct --samples -1", 2, "--samples is -1; allowed: 0 to 100000"),
+        ("permute ct --samples 0", 2, "--samples is 0; allowed: 1 to 100000"),
         ("receptive-field ct --sizes 2", 2, "--sizes has 2; allowed for cifar_resnet20: at least 4"),
         ("kl nowhere", 4, "no checkpoint in"),
         ("epochs odd", 2, "allowed here: a run's folder"),
         ("epochs odd/unevaluated", 3, "was never evaluated"),
-        ("number ct odd/larger", 2, "the runs are of cifar_resnet20, cifar_resnet56"),
+        ("number stpp larger", 2, "the runs are of cifar_resnet20, cifar_resnet32"),
+        ("kl ct larger", 2, "allowed here: runs of one network"),
+        (
+            "delete-one ct larger",
+            2,
+            "ct is a cifar_resnet20, larger a cifar_resnet32; allowed here: runs of one",
+        ),
+        ("subnets ct --alone larger --images 3", 2, "--alone larger is a cifar_resnet32, whose layer1.3.bn1"),
         ("number ct", 2, "all runs trained with 0 subnets"),
         ("epochs ct -o odd/file", 2, "cannot write to --output"),
+        ("kl odd/truncated -o odd/file", 2, "cannot write to --output"),  # before anything is read
+        ("kl odd/barred -o odd/barred/pictures", 2, "it is no file; allowed: another --output"),
+        ("epochs odd/nameless", 3, "was never evaluated"),
+        ("number odd/nameless stpp", 3, "was never evaluated"),
+        ("epochs odd/timeless", 3, "was never evaluated"),
+        ("epochs odd/barred", 3, "metrics.jsonl: Is a directory"),
+        ("epochs odd/unconfigured", 2, "config.json holds no configuration that is known here"),
+        ("number ct odd/unconfigured", 2, "config.json holds no configuration that is known here"),
+        ("number ct odd/shapeless", 2, "all runs trained with 0 subnets"),
+        (f"epochs {'x' * 5000}", 2, "allowed here: a run's folder"),
+        (f"subnets {'x' * 5000}", 4, "no checkpoint in"),
+        ("delete-several ct --seed 99999999999", 2, "--seed is 99999999999; allowed: 0 to 2147483647"),
+        ("permute ct --samples 1000000000", 2, "--samples is 1000000000; allowed: 1 to 100000"),
+        ("receptive-field ct --sizes 100000", 2, "--sizes is 100000; allowed: 1 to 4096"),
     ],
 )
 def test_mistakes_are_one_message(
@@ -237,6 +289,23 @@ def test_mistakes_are_one_message(
     monkeypatch.chdir(runs)
     got, text, _ = analyze(capsys, *command.split())
     assert (got, words in text, "Traceback" in text) == (status, True, False), text
+
+
+def test_a_run_given_twice_is_two_curves(
+    runs: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    ct = str(runs / "ct")
+    status, _, found = analyze(capsys, "epochs", ct, ct, "-o", str(tmp_path))
+    assert status == 0
+    assert [each["label"] for each in found["curves"]] == [ct, f"{ct} (2)"]
+
+
+def test_the_main_network_alone_has_no_kl(
+    runs: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    words = ("kl", str(runs / "ct"), "--space", "3,3,3", "--statistics", "main", *FEW, "-o", str(tmp_path))
+    status, _, found = analyze(capsys, *words)
+    assert (status, found["points"][0]["kl"]) == (0, [0.0])
 
 
 def test_without_matplotlib_nothing_is_computed(

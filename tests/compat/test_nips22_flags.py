@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from fasttrain.cli import _configure
+from fasttrain.cli.configure import configure
 from fasttrain.compat.nips22 import Flags, equivalent
 from fasttrain.compat.nips22.flags import CHOICES, parse
 from fasttrain.config import Config, Method, to_dict
@@ -170,7 +170,7 @@ def test_a_flag_changes_these_fields_alone_and_the_command_gives_them(
     expected = flat(Config(method=Method(name="common"))) if changed is COMMON else {}
     expected = {name: value for name, value in expected.items() if name.startswith("method.")}
     assert after == before | (expected or changed)
-    assert _configure("train", found.words) == found.config
+    assert configure("train", found.words) == found.config
 
 
 @pytest.mark.parametrize(("around", "flag", "changed"), [row for row in TABLE if not row[2]])
@@ -242,7 +242,7 @@ def test_published_commands_are_recipes(name: str) -> None:
     fast = equivalent([*COMMANDS[name].split(), "--exp", "mine"], fast=True)
     operations = {"policy": "uniformaugment_standard"} if name == "rn50-stpp-a2" else {}
     data = replace(plain.data, **operations)  # type: ignore[arg-type]
-    assert _configure("train", fast.words) == fast.config
+    assert configure("train", fast.words) == fast.config
     assert fast.config == replace(plain, data=data, run=replace(plain.run, **own))  # type: ignore[arg-type]
 
 

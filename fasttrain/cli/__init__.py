@@ -1,0 +1,101 @@
+"""The command line: `fasttrain train|check|evaluate|runs|watch|...`. Alone in knowing tyro."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+from ..errors import INTERRUPTED, ConfigError, RunError
+from ..launch.status import tell_exit
+from .about import doctor, recipes, show
+from .data import data
+from .networks import analyze, evaluate, export
+from .runs import report, runs, watch
+from .training import check, demo, nips22, train
+
+USAGE = """usage: fasttrain COMMAND ...
+
+  train RECIPE [--section.field value ...]              train, or go on; RECIPE may be a run's config.json
+  check RECIPE [--section.field value ...]              look for mistakes in a run before it is started
+        [--processes N] [--nodes N]                     with N processes on each of N machines
+  evaluate RUN [--help]                                 evaluate a run's main network and subnets
+  export RUN --format FORMAT -o FILE [--help]           write its network for another program
+  analyze NAME RUN [RUN ...] [-o DIR] [--help]          one of the papers' experiments, as JSON and a picture
+  runs [DIR] [--json]                                   list the runs in a folder (default: runs)
+  watch RUN [--once]                                    a run's curves in the terminal, while it runs
+  nips22 FLAGS --data DIR [--fast] [--print-command]    train by the flags of the published NIPS22-ST train.py
+  report RUN [RUN ...] [-o FILE]                        runs as one HTML page (default: RUN/report.html)
+  recipes                                               list the recipes
+  show RECIPE [--section.field value ...]               print a recipe as JSON, overrides applied
+  data check DIR [-o MANIFEST] [--help]                 decode every image once; list the bad ones
+  data pack DIR_OR_MANIFEST -o DIR --shards N [--help]  write the images into shuffled tars
+  data demo DIR                                         write the demo's digits as JPEGs
+  demo [DIR]                                            CT against ST++ on the digits (default: runs/demo)
+  doctor                                                what this machine has, and what would be chosen
+
+fasttrain train RECIPE --help lists every field."""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run one command; exits with the status of `fasttrain.errors`."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        if not arguments or arguments[0] in ("-h", "--help"):
+            print(USAGE, flush=True)
+            sys.exit(0 if arguments else 2)
+        _dispatch(arguments[0], arguments[1:])
+        sys.stdout.flush()
+    except RunError as error:
+        _fail(str(error), error.exit_status, error.speaks)
+    except KeyboardInterrupt:
+        _fail("interrupted", INTERRUPTED)
+    except BrokenPipeError:  # the reader of our output has gone: `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except OSError as error:
+        _fail(str(error), 1)
+    except SystemExit as error:
+        if error.code:  # tyro has said what is wrong
+            tell_exit(ConfigError.exit_status, "a wrong command line")
+        raise
+    except Exception as error:  # a fault of the program: its traceback is shown
+        tell_exit(RunError.exit_status, f"{type(error).__name__}: {error}")
+        raise
+    if arguments[0] in ("train", "nips22"):
+        tell_exit(0, "done")
+
+
+def _dispatch(command: str, rest: list[str]) -> None:
+    commands: dict[str, Callable[[list[str]], None]] = {
+        "train": train,
+        "check": check,
+        "evaluate": evaluate,
+        "export": export,
+        "analyze": analyze,
+        "runs": runs,
+        "watch": watch,
+        "nips22": nips22,
+        "report": report,
+        "recipes": recipes,
+        "show": show,
+        "data": data,
+        "demo": demo,
+        "doctor": doctor,
+    }
+    if command not in commands:
+        raise ConfigError(f"unknown command {command!r}; allowed: {', '.join(commands)}")
+    own_help = ("evaluate", "export", "analyze", "runs", "watch", "report", "data")
+    if rest[:1] in (["-h"], ["--help"]) and command not in own_help:
+        print(USAGE)
+        return
+    commands[command](rest)
+
+
+def _fail(message: str, status: int, speaks: bool | None = None) -> NoReturn:
+    rank = os.environ.get("RANK", "0")
+    if rank == "0" if speaks is None else speaks:
+        print(f"fasttrain: {f'rank {rank}: ' if rank != '0' else ''}{message}", file=sys.stderr)
+    tell_exit(status, message)
+    sys.exit(status)

@@ -1,0 +1,70 @@
+"""`fasttrain train`, `nips22`, `check`, `demo`."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from pathlib import Path
+
+from ..errors import ConfigError
+from ..guards import signals
+from ..launch.orphans import end_with_launcher
+from .configure import configure
+
+
+def train(rest: list[str]) -> None:
+    config = configure("train", rest)
+    end_with_launcher()
+    with signals.caught() as caught:  # before torch, whose import takes seconds
+        from ..trainer import train
+
+        train(config, caught)
+
+
+def nips22(rest: list[str]) -> None:
+    """The published flags; what is told goes to stderr, the command to stdout."""
+    from ..compat.nips22 import Parser, equivalent
+
+    parser = Parser("nips22")
+    parser.add_argument("--data", default="")
+    parser.add_argument("--fast", action="store_true", default=False)
+    parser.add_argument("--print-command", action="store_true", default=False)
+    own, published = parser.parse_known_args(rest)
+    found = equivalent(published, own.data, fast=own.fast)
+    if int(os.environ.get("RANK", 0)) == 0:
+        for line in found.notices:
+            print(f"notice: {line}", file=sys.stderr)
+        print(shlex.join(["fasttrain", "train", *found.words]), flush=True)
+    if own.print_command:
+        return
+    if not own.data:
+        raise ConfigError("--data is missing; allowed: --data DIR, a folder that holds train/ and val/")
+    train(found.words)
+
+
+def check(rest: list[str]) -> None:
+    counts = {"--processes": 0, "--nodes": 1}
+    others: list[str] = []
+    words = iter(rest)
+    for word in words:
+        if word in counts:
+            value = next(words, "")
+            if not value.isdecimal() or int(value) < counts[word]:
+                raise ConfigError(f"{word} is {value!r}; allowed: {counts[word]} or more")
+            counts[word] = int(value)
+        else:
+            others.append(word)
+    config = configure("check", others)
+    from ..launch.preflight import check_run
+
+    for line in check_run(config, counts["--processes"], counts["--nodes"]):
+        print(line)
+
+
+def demo(rest: list[str]) -> None:
+    if len(rest) > 1 or (rest and rest[0].startswith("-")):
+        raise ConfigError(f"demo {' '.join(rest)}; allowed: demo [DIR]")
+    from ..demo import run_demo
+
+    run_demo(Path(rest[0] if rest else "runs/demo"))
