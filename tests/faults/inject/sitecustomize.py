@@ -80,7 +80,7 @@ def _install_faults(faults: dict[str, str]) -> None:
             _record(global_step, images)
         return step(self, images, *arguments, global_step=global_step, **named)
 
-    def faulty_evaluate(network: Any, subnets: Any, batches: Any, *arguments: Any) -> Any:
+    def faulty_evaluate(network: Any, subnets: Any, batches: Any, *arguments: Any, **named: Any) -> Any:
         def faulty_batches() -> Any:
             for index, batch in enumerate(batches):
                 if index == 0:
@@ -88,7 +88,7 @@ def _install_faults(faults: dict[str, str]) -> None:
                 yield batch
 
         given = faulty_batches() if "evaluation" in faults else batches
-        return evaluate(network, subnets, given, *arguments)
+        return evaluate(network, subnets, given, *arguments, **named)
 
     _put(TrainStep, __call__=faulty_step)
     _put(trainer, evaluate=faulty_evaluate)
