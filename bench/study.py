@@ -322,7 +322,7 @@ def judge(config: Config, network: StagedNetwork, train: ResidentImages, test: R
 
 
 def _record(rows: Rows, job: Job, result: Result) -> None:
-    subnets = job.config.method.subnets if job.config.method.name != "common" else 0
+    subnets = job.config.method.subnets if job.config.method.name == "stimulative" else 0
     for metric, value in result.items():
         rows.add(method=job.method, seed=job.seed, metric=metric, value=value, unit="%", subnets=subnets)
     rows.write()

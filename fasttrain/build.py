@@ -16,9 +16,17 @@ from .guards.finite import LateCheck, StatisticsGuard
 from .hardware import Precision, choose_batch_norm, choose_conv1x1, choose_kernels, choose_precision
 from .kernels.normalized_loss import IN_TRITON
 from .kernels.runtime import Kernels
-from .methods import build_method, images_seen
+from .methods import AUXILIARY, build_method, images_seen
 from .mixing import build_mixing
-from .models import StagedNetwork, create_model, fuse_batch_norms, fuse_convolutions
+from .models import (
+    AuxiliaryClassifiers,
+    StagedNetwork,
+    build_classifiers,
+    create_model,
+    fuse_batch_norms,
+    fuse_convolutions,
+    set_survival,
+)
 from .optim import build_ema, build_optimizer, build_schedule
 from .step import TrainStep
 from .subnets import OrderedSpace, Subnet, ordered_space, sample_distinct, sampling_space
@@ -40,6 +48,8 @@ def build_network(config: Config, classes: int, device: torch.device, world: int
     """
     torch.manual_seed(config.run.seed)
     network = create_model(config.model.name, config.data.num_classes or classes)
+    if config.method.name == "stochastic_depth":
+        set_survival(network, config.method.survival)
     sides = {"data.crop": config.data.crop, "data.val_crop": config.data.val_crop}
     for name in ("sizes", "main_resizes"):
         if getattr(config.method, name):
@@ -115,7 +125,8 @@ def _check_batch_norm(config: Config, reduction: int, world: int) -> None:
         raise ConfigError(
             f"run.accumulate is {config.run.accumulate}; allowed: up to the {own} images per process"
         )
-    seen = local if config.method.name == "common" else images_seen(config.method.subnet_share, local)
+    some = config.method.name == "stimulative"
+    seen = images_seen(config.method.subnet_share, local) if some else local
     if seen == 1 and smallest <= reduction:
         share = f" with method.subnet_share {config.method.subnet_share:g}" if seen < local else ""
         raise ConfigError(
@@ -143,7 +154,7 @@ def loss_kernels(config: Config, device: torch.device) -> Kernels:
 
 def _without_kernels(method: Method) -> str:
     """The option that the loss's kernels lack; empty: they have all that the method asks for."""
-    if method.name == "common":
+    if method.name != "stimulative":
         return ""
     if method.supervision not in IN_TRITON:
         return f"method.supervision {method.supervision!r}"
@@ -162,17 +173,22 @@ def build_step(
     """The training step.
 
     Raises:
-        ConfigError: a sampling space that does not fit the network, or an implementation of the loss or the
-            optimizer that does not run here.
+        ConfigError: a method that is not defined on the network, a sampling space that does not fit it, or
+            an implementation of the loss or the optimizer that does not run here.
     """
     if config.method.supervision == "dkd" and network.num_classes < 2:
         raise ConfigError("method.supervision is 'dkd' with 1 class; allowed: 2 or more, or kl")
     joint = config.method.backward == "joint"
-    method = build_method(config, network, loss_kernels(config, process.device))
+    with precision.autocast():
+        auxiliary = build_auxiliary(config, network)
+    classifiers = len(auxiliary.refs) if auxiliary else 0
+    method = build_method(config, network, loss_kernels(config, process.device), process.rank, classifiers)
+    compression = config.run.gradient_compression
+    forward = distributed.wrap(network, process, auxiliary=auxiliary, joint=joint, compression=compression)
     return TrainStep(
-        forward=distributed.wrap(network, process, joint=joint, compression=config.run.gradient_compression),
+        forward=forward,
         method=method,
-        optimizer=build_optimizer(network.parameters(), config.optim, process.device),
+        optimizer=build_optimizer(forward.parameters(), config.optim, process.device),
         schedule=build_schedule(config.optim, config.run.epochs, steps_per_epoch),
         precision=precision,
         scaler=torch.amp.GradScaler(process.device.type, enabled=precision.name == "fp16"),
@@ -184,6 +200,19 @@ def build_step(
         accumulate=config.run.accumulate,
         guard=StatisticsGuard(network) if config.run.skip_nonfinite else None,
     )
+
+
+def build_auxiliary(config: Config, network: StagedNetwork) -> AuxiliaryClassifiers | None:
+    """The classifiers that the method trains besides the network's own, from the run's seed; None: none.
+
+    Raises:
+        ConfigError: a network whose blocks cannot have them.
+    """
+    kind = AUXILIARY.get(config.method.name)
+    if kind is None:
+        return None
+    torch.manual_seed(config.run.seed)
+    return build_classifiers(network, kind, config.data.crop)
 
 
 def subnets_to_evaluate(config: Config, network: StagedNetwork, count: int) -> list[Subnet]:

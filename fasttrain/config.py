@@ -245,10 +245,28 @@ class Model:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Method:
-    """How the network is trained: common training, or stimulative training (ST, ST++)."""
+    """How the network is trained: common training, stimulative training (ST, ST++), or a baseline of it."""
 
-    name: Literal["common", "stimulative"] = "stimulative"
-    """common: cross-entropy alone; stimulative: and each sampled subnet follows the main network."""
+    name: Literal[
+        "common",
+        "stimulative",
+        "layer_supervision",
+        "stage_supervision",
+        "self_distillation",
+        "stochastic_depth",
+    ] = "stimulative"
+    """common: cross-entropy alone; stimulative: and each sampled subnet follows the main network;
+    layer_supervision, stage_supervision: and that of a classifier after each block or stage;
+    self_distillation: such classifiers follow the main network (Zhang et al. 2019); stochastic_depth: common,
+    but residual branches are left out at random (Huang et al. 2016)."""
+    auxiliary_weight: float = 1.0
+    """Weight of each of the classifiers that layer_supervision, stage_supervision and self_distillation train
+    besides the network's own."""
+    distillation: float = 0.1
+    """Share of that weight with which self_distillation's classifiers follow the main network, at
+    `temperature`; the rest is for the targets."""
+    survival: float = 0.5
+    """Probability with which stochastic_depth keeps the last block's branch; it falls linearly from 1."""
     subnets: int = 1
     """K, the subnets drawn per step."""
     sampling: Literal["ordered", "stochastic", "raw"] = "ordered"
@@ -310,6 +328,9 @@ class Method:
 
     def __post_init__(self) -> None:
         _check_types(self)
+        _check_range("method.auxiliary_weight", self.auxiliary_weight, 0)
+        _check_range("method.distillation", self.distillation, 0, 1)
+        _check_range("method.survival", self.survival, 0.01, 1)
         _check_range("method.subnets", self.subnets, 0, 64)
         for size in self.sizes:
             _check_range("method.sizes", size, 1, 4096)
@@ -344,7 +365,14 @@ class Method:
             not self.main_resizes or self.name == "stimulative",
             "method.main_resizes",
             self.main_resizes,
-            "none with method.name common",
+            "none unless method.name is stimulative",
+        )
+        auxiliary = self.name in ("layer_supervision", "stage_supervision", "self_distillation")
+        _check(
+            not auxiliary or self.backward == "joint",
+            "method.backward",
+            self.backward,
+            f"joint with method.name {self.name}, whose classifiers share the main network's pass",
         )
         _check_range("method.ensemble", self.ensemble, 0, 1)
         _check(

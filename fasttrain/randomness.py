@@ -27,6 +27,7 @@ class Stream(IntEnum):
     MAIN_SIZES = 11
     CROPS = 12
     ANALYSIS = 13
+    SURVIVAL = 15
 
 
 def generator(seed: int, stream: Stream, epoch: int = 0, step: int = 0) -> np.random.Generator:

@@ -93,7 +93,7 @@ def measure(runs: Sequence[Path], options: NumberOptions) -> Number:
         trained.append(
             Trained(
                 label=label,
-                subnets=0 if config.method.name == "common" else config.method.subnets,
+                subnets=config.method.subnets if config.method.name == "stimulative" else 0,
                 best=max(accuracies),
                 last=accuracies[-1],
                 subnets_mean=subnets[-1]["mean"] if subnets else None,

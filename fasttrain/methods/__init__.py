@@ -8,14 +8,40 @@ from ..models import StagedNetwork
 from .common import Common
 from .method import Method, Pass, Plan
 from .stimulative import Stimulative, images_seen
+from .stochastic_depth import StochasticDepth
+from .supervision import AUXILIARY, SelfDistillation, Supervision
 
 
-def build_method(config: Config, network: StagedNetwork, kernels: Kernels = "reference") -> Method:
-    """The method that `config.method` names, for one network; `kernels`: implementation of its loss.
+def build_method(
+    config: Config,
+    network: StagedNetwork,
+    kernels: Kernels = "reference",
+    rank: int = 0,
+    classifiers: int = 0,
+) -> Method:
+    """The method that `config.method` names.
+
+    Args:
+        config: of the run.
+        network: what is trained.
+        kernels: implementation of the loss.
+        rank: of this process, for draws that differ among processes.
+        classifiers: how many are trained besides the network's own, where the method trains some.
 
     Raises:
         ConfigError: a sampling space that does not fit the network.
     """
+    if config.method.name in AUXILIARY:
+        kind = SelfDistillation if config.method.name == "self_distillation" else Supervision
+        return kind(config.method, network.full, classifiers, kernels=kernels)
+    if config.method.name == "stochastic_depth":
+        return StochasticDepth(
+            network,
+            seed=config.run.seed,
+            rank=rank,
+            label_smoothing=config.method.label_smoothing,
+            kernels=kernels,
+        )
     if config.method.name == "common":
         return Common(network.full, label_smoothing=config.method.label_smoothing, kernels=kernels)
     return Stimulative(
@@ -31,4 +57,16 @@ def build_method(config: Config, network: StagedNetwork, kernels: Kernels = "ref
     )
 
 
-__all__ = ["Common", "Method", "Pass", "Plan", "Stimulative", "build_method", "images_seen"]
+__all__ = [
+    "AUXILIARY",
+    "Common",
+    "Method",
+    "Pass",
+    "Plan",
+    "SelfDistillation",
+    "Stimulative",
+    "StochasticDepth",
+    "Supervision",
+    "build_method",
+    "images_seen",
+]

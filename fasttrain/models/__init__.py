@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ..errors import ConfigError
+from .auxiliary import AuxiliaryClassifiers, build_classifiers
 from .backbone import staged_view
 from .cifar_resnet import CIFAR_RESNETS, CifarResNet
 from .fuse import FusedBatchNorm, fuse_batch_norms, fuse_convolutions
@@ -16,6 +17,7 @@ from .staged import (
     frozen_statistics,
     initialize,
 )
+from .survival import Survival, set_survival, survivals
 
 MODEL_FORMS = (
     "a timm ResNet (resnet18 ... resnet152, resnext50_32x4d, resnet50d, ...) or MobileNetV3 "
@@ -53,18 +55,23 @@ def create_model(name: str, num_classes: int) -> StagedNetwork:
 
 
 __all__ = [
+    "AuxiliaryClassifiers",
     "CifarResNet",
     "FusedBatchNorm",
     "MobileNetV3",
     "ResNet",
     "StagedNetwork",
+    "Survival",
     "TreeForward",
     "TreeWalk",
     "batch_norms",
+    "build_classifiers",
     "create_model",
     "frozen_statistics",
     "fuse_batch_norms",
     "fuse_convolutions",
     "initialize",
+    "set_survival",
     "staged_view",
+    "survivals",
 ]

@@ -5,12 +5,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..subnets import ROOT, BlockRef, Depths, Part, PrefixTree, Subnet, depths_of, ordered_subnet
+
+if TYPE_CHECKING:
+    from .auxiliary import AuxiliaryClassifiers
 
 BeforeNode = Callable[[int], None]
 """Called with a tree node's index (ROOT: the stem) just before it runs."""
@@ -340,12 +343,19 @@ def initialize(network: nn.Module) -> None:
 
 
 class TreeForward(nn.Module):
-    """What DDP wraps: the one forward call of a training step."""
+    """What DDP wraps: the one forward call of a training step.
 
-    def __init__(self, network: StagedNetwork) -> None:
+    Attributes:
+        network: what is trained.
+        auxiliary: classifiers of its blocks that are trained with it, or None.
+    """
+
+    def __init__(self, network: StagedNetwork, auxiliary: AuxiliaryClassifiers | None = None) -> None:
         super().__init__()
-        self.network = network
+        self.network, self.auxiliary = network, auxiliary
 
     def forward(self, inputs: Sequence[Tensor], trees: Sequence[PrefixTree]) -> list[list[Tensor]]:
-        """See `StagedNetwork.forward_trees`."""
+        """See `StagedNetwork.forward_trees`; with `auxiliary` the main network's pass (`run`) is all."""
+        if self.auxiliary is not None:
+            return [self.auxiliary.run(self.network, inputs[0])]
         return self.network.forward_trees(inputs, trees)
