@@ -18,7 +18,7 @@ Supervisor = Literal["kl", "ce_target"]
 AUXILIARY = {
     "layer_supervision": "layers",
     "stage_supervision": "stages",
-    "self_distillation": "bottlenecks",
+    "self_distillation": "stages",
 }
 """Methods that train auxiliary classifiers, and which (`models.auxiliary.build_classifiers`)."""
 
@@ -31,8 +31,8 @@ class Supervision:
 
         L = CE(z, y) + w * sum_i CE(z_i, y).
 
-    Global average and a linear layer as classifiers, and w = 1 for each (`auxiliary_weight`) are this
-    project's choice.
+    The classifiers (`models.auxiliary.classifier`) and w = 1 for each (`auxiliary_weight`) are this project's
+    choice.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class SelfDistillation(Supervision):
 
     z gets no gradient from the KL, as in the authors' code, whose a and T are 0.1 and 3. Their code also
     weighs CE(z, y) by 1 - a, the paper does not. This project's choice: no third loss (L2 between features,
-    weighted 1e-6 there), and one bottleneck before each classifier, of 1x1, 3x3 and 1x1 convolutions.
+    weighted 1e-6 there), and classifiers with one bottleneck at the stage's own resolution.
     """
 
     def loss(self, logits: Sequence[Sequence[Tensor]], plan: Plan, targets: Tensor) -> StimulativeLoss:

@@ -58,28 +58,18 @@ class _Pool(nn.Module):
         return average(x)
 
 
-def linear_classifier(channels: int, classes: int) -> nn.Module:
-    """Global average and a linear layer: [B, channels, h, w] to [B, classes]."""
-    return nn.Sequential(_Pool(), nn.Linear(channels, classes))
+def classifier(channels: int, classes: int) -> nn.Module:
+    """A bottleneck, global average and a linear layer: [B, channels, h, w] to [B, classes].
 
-
-def bottleneck_classifier(channels: int, features: int, classes: int) -> nn.Module:
-    """A bottleneck to as many features as the network's own classifier has, then average and linear layer.
-
-    Convolutions 1x1, 3x3 and 1x1 of a quarter of the features, each with batch norm (of the batch alone: it
-    is not evaluated) and ReLU.
-
-    Args:
-        channels: of the block's output.
-        features: of the last block's.
-        classes: of the logits.
+    The bottleneck's convolutions are 1x1, 3x3 and 1x1 with a quarter of the channels between, as a ResNet's,
+    each with batch norm (of the batch alone: it is not evaluated) and ReLU.
     """
-    width = max(1, features // 4)
+    width = max(1, channels // 4)
     layers: list[nn.Module] = []
-    for before, after, side in ((channels, width, 1), (width, width, 3), (width, features, 1)):
+    for before, after, side in ((channels, width, 1), (width, width, 3), (width, channels, 1)):
         norm = nn.BatchNorm2d(after, track_running_stats=False)
         layers += [nn.Conv2d(before, after, side, padding=side // 2, bias=False), norm, nn.ReLU(inplace=True)]
-    return nn.Sequential(*layers, linear_classifier(features, classes))
+    return nn.Sequential(*layers, _Pool(), nn.Linear(channels, classes))
 
 
 def build_classifiers(network: StagedNetwork, kind: str, side: int) -> AuxiliaryClassifiers:
@@ -89,8 +79,7 @@ def build_classifiers(network: StagedNetwork, kind: str, side: int) -> Auxiliary
 
     Args:
         network: on its device.
-        kind: `layers`: one for each block; `stages`: one for each stage's last block; `bottlenecks`: the
-            same, with bottlenecks.
+        kind: `layers`: one for each block; `stages`: one for each stage's last block.
         side: of training images, pixels.
 
     Raises:
@@ -98,7 +87,7 @@ def build_classifiers(network: StagedNetwork, kind: str, side: int) -> Auxiliary
     """
     shapes = _output_shapes(network, side)
     *refs, last = shapes
-    if kind != "layers":
+    if kind == "stages":
         refs = [ref for ref in refs if ref.block == network.depths[ref.stage] - 1]
     if not refs:
         raise ConfigError(
@@ -110,15 +99,7 @@ def build_classifiers(network: StagedNetwork, kind: str, side: int) -> Auxiliary
             f"blocks of {network.name or type(network).__name__} put out {tuple(shapes[last])}; allowed for "
             "classifiers of them: [images, channels, height, width]"
         )
-    classes, features = network.num_classes, shapes[last][1]
-    made = AuxiliaryClassifiers(
-        {
-            ref: bottleneck_classifier(shapes[ref][1], features, classes)
-            if kind == "bottlenecks"
-            else linear_classifier(shapes[ref][1], classes)
-            for ref in refs
-        }
-    )
+    made = AuxiliaryClassifiers({ref: classifier(shapes[ref][1], network.num_classes) for ref in refs})
     initialize(made)
     like = next(network.parameters())
     return made.to(device=like.device, dtype=like.dtype)
