@@ -12,10 +12,10 @@ import torch
 from fasttrain import config
 from fasttrain.config import IMAGENET_MEAN, IMAGENET_STD
 from fasttrain.flops import META, meta_network, passes_flops, side_costs
-from fasttrain.methods import Common, Plan, Stimulative
+from fasttrain.methods import AugSub, Common, Plan, Stimulative
 from fasttrain.models import StagedNetwork
 from fasttrain.randomness import draw_sizes
-from fasttrain.subnets import Draw, Subnet
+from fasttrain.subnets import Draw, PrefixTree, Subnet
 
 IMAGES = 64  # of a planned batch, which subnets may see a share of
 
@@ -51,8 +51,7 @@ def separate_cost(network: StagedNetwork, passes: Iterable[tuple[Subnet, int]]) 
     """Of one pass per subnet, each on images of its own side: nothing is shared."""
     flops, calls = 0.0, 0
     for subnet, side in passes:
-        costs = side_costs(network, side)
-        flops += costs.stem + sum(map(costs.block, subnet)) + costs.head
+        flops += side_costs(network, side).tree(PrefixTree([subnet]))
         calls += len(subnet)
     return Cost(flops, calls)
 
@@ -83,6 +82,8 @@ def step_cost(
     images = torch.empty(IMAGES, 3, crop, crop, device=META)
     if options.name == "common":
         return plan_cost(network, Common(network.full).plan(images, (), epoch=0, step=0))
+    if options.name == "augsub":
+        return plan_cost(network, AugSub(options, network, seed=seed).plan(images, (), epoch=0, step=0))
     method = _stimulative(network, options, seed)
     costs = []
     for step in range(draws):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from fasttrain import config
 from fasttrain.config import IMAGENET_MEAN, IMAGENET_STD
 from fasttrain.errors import ConfigError
-from fasttrain.methods import Common, Plan, Stimulative
+from fasttrain.methods import AugSub, Common, Method, Plan, Stimulative
 from fasttrain.models import StagedNetwork, batch_norms
 from fasttrain.randomness import draw_sizes
 from fasttrain.recipes.imagenet import FAST_SIZES, FAST_SIZES_CROP
@@ -88,6 +89,11 @@ def _common(setup: Setup) -> config.Method:
     return config.Method(name="common", subnets=0)
 
 
+def _augsub(setup: Setup, drop: Literal["masking", "path"]) -> config.Method:
+    square = max(1, round(setup.crop / 7))
+    return config.Method(name="augsub", subnets=0, drop=drop, drop_ratio=0.5, mask_square=square)
+
+
 MODES: dict[str, Callable[[Setup], config.Method]] = {
     "ct": _common,
     "timm": _common,
@@ -103,13 +109,15 @@ MODES: dict[str, Callable[[Setup], config.Method]] = {
     "st": lambda setup: config.Method(subnets=1),
     "st-split": lambda setup: config.Method(subnets=1, backward="split"),
     "st-k": lambda setup: config.Method(subnets=setup.subnets, space=setup.space),
+    "augsub-mask": lambda setup: _augsub(setup, "masking"),
+    "augsub-path": lambda setup: _augsub(setup, "path"),
 }
 """Name to method: `ct` common training; `timm` the same with timm's own model and a plain step; `naive` the
 published code's own step; `stpp-r*` ST++ with so many downscaled sizes per step (`rk`: one per subnet);
 `stpp-half` one size, subnets on half of the batch; `stpp-coupled` one size, coupled draws; `stpp-cascaded`
 the published inputs through our code; `st` one full-size subnet of the default space; `st-k` K full-size
-ones; `*-split` main network and subnets in passes of their own. A variant may follow (see
-`bench.variants`): `ct:plain`."""
+ones; `*-split` main network and subnets in passes of their own; `augsub-*` AugSub by masking or drop-path at
+ratio 0.5, its squares a seventh of the crop. A variant may follow (see `bench.variants`): `ct:plain`."""
 
 
 class Mode:
@@ -141,6 +149,9 @@ class Mode:
             std=IMAGENET_STD,
             kernels=variant.kernels,
         )
+        self.own: Method = self.method if self.options.name == "stimulative" else self.common
+        if self.options.name == "augsub":
+            self.own = AugSub(self.options, network, seed=setup.seed, kernels=variant.kernels)
 
     @property
     def space(self) -> OrderedSpace:
@@ -181,15 +192,14 @@ class Mode:
 
     def plan(self, batch: Batch, draw: Draw) -> Plan:
         """The forward pass of a draw."""
-        if self.options.name == "common":
-            return self.common.plan(batch.images, (), epoch=0, step=0)
-        return self.method.assemble(batch.images, batch.small, draw, epoch=0)
+        if self.own is self.method:
+            return self.method.assemble(batch.images, batch.small, draw, epoch=0)
+        return self.own.plan(batch.images, (), epoch=0, step=0)
 
     def backward(self, step: TrainStep, batch: Batch, draw: Draw) -> Tensor:
         """Forward, loss and backward, as the trainer runs them; the loss, detached."""
-        method = self.common if self.options.name == "common" else self.method
         reduce = None if self.options.backward == "joint" else _keep
-        own = dataclasses.replace(step, method=method, reduce=reduce)
+        own = dataclasses.replace(step, method=self.own, reduce=reduce)
         return own.backward(self.plan(batch, draw), batch.targets).total
 
     def block_calls(self, batch: Batch, draw: Draw) -> int:

@@ -58,9 +58,8 @@ def forward_backward(
 def run(network: StagedNetwork, x: Tensor, depths: Sequence[int]) -> Tensor:
     """Logits [B, C] of the subnet that keeps each stage's first `depths[i]` blocks."""
     x = network.stem(x)
-    for stage, kept in zip(network.stages, depths, strict=True):
-        for block in stage[:kept]:
-            x = block(x)
+    for ref in network.as_subnet(depths):
+        x = network.run_block(ref, x)
     return network.head(x)
 
 

@@ -62,6 +62,8 @@ def work_of(recipe: Config) -> Work:
 def _mode(method: config.Method, fp32: bool) -> str:
     if method.name == "common":
         return "ct"
+    if method.name == "augsub":
+        return {"masking": "augsub-mask"}.get(method.drop, f"augsub-{method.drop}")
     split = "-split" if method.backward == "split" else ""
     if method.subnet_inputs == "full":
         return ("st" if method.subnets == 1 else "st-k") + split
@@ -110,7 +112,7 @@ class StepFile:
 
     def find(self, mode: str, work: Work) -> Measured | None:
         """A mode's rows, if there are some of this network and these subnets."""
-        common = mode.partition(":")[0] in ("ct", "timm")
+        common = mode.partition(":")[0] in ("ct", "timm", "augsub-mask", "augsub-path")
         subnets = (0, "") if common else (work.method.subnets, work.method.space)
         return self.modes.get((mode, work.model, *subnets))
 

@@ -28,10 +28,18 @@ _STEPS = {
     "st": "ST",
     "st-split": "ST, split passes",
     "st-k": "ST with K subnets",
+    "augsub-mask": "AugSub, masking",
+    "augsub-path": "AugSub, drop-path",
 }
 """Mode of `bench step` to words."""
 
-_OTHER_METHODS = ("st", "st-split", "st-k")  # not what the published ST++ step trains
+_OTHER_METHODS = (
+    "st",
+    "st-split",
+    "st-k",
+    "augsub-mask",
+    "augsub-path",
+)  # not what the published ST++ step trains
 
 _GROWTH = {
     ("K", "stpp"): (2, 6, 16),

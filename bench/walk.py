@@ -7,6 +7,7 @@ statistics each walk, or each subnet, also has a training-mode pass over as many
 from __future__ import annotations
 
 import argparse
+import random
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
@@ -69,11 +70,12 @@ def measure_walk(
     statistics: str,
     options: argparse.Namespace,
 ) -> None:
-    """Time both ways in turn; of the subnets one by one an even sample, whose mean stands for all."""
+    """Time both ways in turn; of the subnets one by one a random sample, whose mean stands for all."""
     images = torch.randn(options.batch, 3, options.crop, options.crop).to(device)
     images = images.contiguous(memory_format=torch.channels_last)
     batches = [(images, torch.arange(options.batch, device=device) % 1000)]
-    chosen = subnets[:: max(1, len(subnets) // options.sample)]
+    # an even stride would take stages at one depth alone
+    chosen = random.Random(0).sample(subnets, min(options.sample, len(subnets)))
 
     def judge(some: Sequence[Subnet]) -> None:
         own = estimate_statistics(network, some, [images], precision) if statistics == "reestimated" else None

@@ -12,6 +12,9 @@ from .loading import Folders
 from .models import FusedBatchNorm, StagedNetwork, batch_norms
 from .optim import choose_impl
 
+OPTIMIZERS = {"sgd": "SGD", "adamw": "AdamW", "lamb": "LAMB"}
+"""What the log calls them."""
+
 
 def announce(
     config: Config,
@@ -47,11 +50,13 @@ def _implementations(config: Config, process: Process, network: StagedNetwork) -
     """What computes the loss, batch norm, 1x1 convolutions if not PyTorch, and the optimizer's step."""
     norms = batch_norms(network)
     fused = [layer for layer in norms if isinstance(layer, FusedBatchNorm)]
-    batch_norm = f"{fused[0].implementation} ({len(fused)} of {len(norms)} fused)" if fused else "torch"
+    batch_norm = "torch" if norms else "none"
+    if fused:
+        batch_norm = f"{fused[0].implementation} ({len(fused)} of {len(norms)} fused)"
     conv1x1 = "" if config.model.conv1x1 == "torch" else f"1x1 convolutions {config.model.conv1x1}, "
     return (
         f"kernels: loss {build.loss_kernels(config, process.device)}, batch norm {batch_norm}, "
-        f"{conv1x1}SGD {choose_impl(config.optim.impl, process.device)}"
+        f"{conv1x1}{OPTIMIZERS[config.optim.name]} {choose_impl(config.optim, process.device)}"
     )
 
 

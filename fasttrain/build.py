@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -21,13 +23,15 @@ from .mixing import build_mixing
 from .models import (
     AuxiliaryClassifiers,
     StagedNetwork,
+    batch_norms,
     build_classifiers,
     create_model,
     fuse_batch_norms,
     fuse_convolutions,
+    set_drop_path,
     set_survival,
 )
-from .optim import build_ema, build_optimizer, build_schedule
+from .optim import build_ema, build_optimizer, build_schedule, parameter_groups
 from .step import TrainStep
 from .subnets import OrderedSpace, Subnet, ordered_space, sample_distinct, sampling_space
 
@@ -48,23 +52,50 @@ def build_network(config: Config, classes: int, device: torch.device, world: int
     """
     torch.manual_seed(config.run.seed)
     network = create_model(config.model.name, config.data.num_classes or classes)
+    set_drop_path(network, config.model.drop_path)
     if config.method.name == "stochastic_depth":
         set_survival(network, config.method.survival)
-    sides = {"data.crop": config.data.crop, "data.val_crop": config.data.val_crop}
-    for name in ("sizes", "main_resizes"):
-        if getattr(config.method, name):
-            sides[f"the least of method.{name}"] = min(getattr(config.method, name))
-    for name, side in sides.items():
-        if side < network.reduction:
-            raise ConfigError(
-                f"{name} is {side}; allowed: at least {network.reduction} pixels for {config.model.name}"
-            )
-    _check_batch_norm(config, network.reduction, world or distributed.processes())
+    _check_sides(config, network)
+    _check_mask(config, network)
+    _check_batch_norm(config, network, world or distributed.processes())
     _take_weights(config, network)
     memory_format = torch.channels_last if config.run.channels_last else torch.contiguous_format
     network = network.to(device=device, memory_format=memory_format)  # type: ignore[call-overload]
     _fuse(config, network, device)
     return convert_sync_batchnorm(network) if config.run.sync_batch_norm else network
+
+
+def _check_sides(config: Config, network: StagedNetwork) -> None:
+    """Whether the network takes images of all sides that may be drawn."""
+    resizes = config.method.main_resizes
+    ranges = [range(low, high + 1) for low, high in zip(resizes[::2], resizes[1::2], strict=True)]
+    sides: dict[str, Sequence[int]] = {
+        "data.crop": (config.data.crop,),
+        "data.val_crop": (config.data.val_crop,),
+        "the least of method.sizes": sorted(config.method.sizes),
+        "the least of method.main_resizes": sorted(itertools.chain(*ranges)),
+    }
+    for name, given in sides.items():
+        if given and given[0] < network.reduction:
+            raise ConfigError(
+                f"{name} is {given[0]}; allowed: at least {network.reduction} pixels for {config.model.name}"
+            )
+        odd = [side for side in given if side % network.multiple]
+        if odd:
+            raise ConfigError(
+                f"{name.removeprefix('the least of ')} holds {odd[0]}; allowed: multiples of "
+                f"{network.multiple} pixels, the side of {config.model.name}'s patches"
+            )
+
+
+def _check_mask(config: Config, network: StagedNetwork) -> None:
+    """A masked square is smaller than the image."""
+    method, crop = config.method, config.data.crop
+    side = network.mask_square or method.mask_square
+    if method.name == "augsub" and method.drop == "masking" and side >= crop:
+        raise ConfigError(
+            f"method.mask_square is {side}; allowed: below data.crop = {crop} (published: a seventh)"
+        )
 
 
 def _take_weights(config: Config, network: StagedNetwork) -> None:
@@ -90,6 +121,12 @@ def _fuse(config: Config, network: StagedNetwork, device: torch.device) -> None:
     batch_norm = choose_batch_norm(config.model.batch_norm, device, precision, config.run.channels_last)
     if config.run.sync_batch_norm:
         batch_norm = _check_sync(config, device)
+    method = config.method
+    if batch_norm == "apex" and method.name == "augsub" and method.drop == "path":
+        raise ConfigError(
+            "model.batch_norm is 'apex' with method.drop 'path'; allowed: auto, triton, reference, torch "
+            "(apex adds the residual before there is a branch to be dropped)"
+        )
     conv1x1 = choose_conv1x1(config.model.conv1x1, batch_norm)
     fused = batch_norm != "torch" and fuse_batch_norms(network, batch_norm)
     if config.model.batch_norm not in ("auto", "torch") and not fused:
@@ -116,7 +153,7 @@ def _check_sync(config: Config, device: torch.device) -> str:
     return "torch"
 
 
-def _check_batch_norm(config: Config, reduction: int, world: int) -> None:
+def _check_batch_norm(config: Config, network: StagedNetwork, world: int) -> None:
     """Training-mode batch norm needs two values per channel: two images, or two pixels of one."""
     smallest = min((config.data.crop, *config.method.sizes, *config.method.main_resizes))
     own = config.run.batch // world
@@ -127,7 +164,7 @@ def _check_batch_norm(config: Config, reduction: int, world: int) -> None:
         )
     some = config.method.name == "stimulative"
     seen = images_seen(config.method.subnet_share, local) if some else local
-    if seen == 1 and smallest <= reduction:
+    if seen == 1 and smallest <= network.reduction and batch_norms(network):
         share = f" with method.subnet_share {config.method.subnet_share:g}" if seen < local else ""
         raise ConfigError(
             f"run.batch is {config.run.batch}{share}; allowed: at least 2 images per pass and process, since "
@@ -146,14 +183,16 @@ def loss_kernels(config: Config, device: torch.device) -> Kernels:
         return choose_kernels(config.run.kernels, device)
     if config.run.kernels == "triton":
         raise ConfigError(
-            f"run.kernels is 'triton' with {lacking}; allowed: auto, reference, or supervision "
-            f"{', '.join(IN_TRITON)} without method.ensemble and method.scale_by_teacher"
+            f"run.kernels is 'triton' with {lacking}; allowed: auto, reference, or main_loss ce and "
+            f"supervision {', '.join(IN_TRITON)} without method.ensemble and method.scale_by_teacher"
         )
     return "reference"
 
 
 def _without_kernels(method: Method) -> str:
     """The option that the loss's kernels lack; empty: they have all that the method asks for."""
+    if method.main_loss != "ce":
+        return f"method.main_loss {method.main_loss!r}"
     if method.name != "stimulative":
         return ""
     if method.supervision not in IN_TRITON:
@@ -173,8 +212,8 @@ def build_step(
     """The training step.
 
     Raises:
-        ConfigError: a method that is not defined on the network, a sampling space that does not fit it, or
-            an implementation of the loss or the optimizer that does not run here.
+        ConfigError: a method, a sampling space or a kind of drop that does not fit the network, or an
+            implementation of the loss or the optimizer that does not run here.
     """
     if config.method.supervision == "dkd" and network.num_classes < 2:
         raise ConfigError("method.supervision is 'dkd' with 1 class; allowed: 2 or more, or kl")
@@ -188,7 +227,9 @@ def build_step(
     return TrainStep(
         forward=forward,
         method=method,
-        optimizer=build_optimizer(forward.parameters(), config.optim, process.device),
+        optimizer=build_optimizer(
+            parameter_groups(forward, network, config.optim), config.optim, process.device
+        ),
         schedule=build_schedule(config.optim, config.run.epochs, steps_per_epoch),
         precision=precision,
         scaler=torch.amp.GradScaler(process.device.type, enabled=precision.name == "fp16"),
@@ -225,7 +266,9 @@ def subnets_to_evaluate(config: Config, network: StagedNetwork, count: int) -> l
     if method.sampling == "raw":
         space = ordered_space("default", network.depths)
     else:
-        space = sampling_space(method.sampling, method.space, network.depths)  # type: ignore[assignment]
+        space = sampling_space(  # type: ignore[assignment]
+            method.sampling, method.space, network.depths, network.without_shortcut
+        )
     if count >= 0:
         return sample_distinct(space, count, config.run.seed)
     if isinstance(space, OrderedSpace):

@@ -224,16 +224,20 @@ class Model:
     """The network."""
 
     name: str = "resnet50"
-    """A timm ResNet (resnet18 ... resnet152, resnext, wide, resnet*d) or MobileNetV3 (mobilenetv3_large_100,
-    mobilenetv3_small_100, ...), cifar_resnet20/32/44/56/110 or cifar_mobilenetv3_large."""
+    """A timm ResNet (resnet18 ... resnet152, resnext, wide, resnet*d), MobileNetV3 (mobilenetv3_large_100,
+    ...), ViT, DeiT, ConvNeXt, RegNet, Swin, PVT v2 or DenseNet by its name there,
+    cifar_resnet20/32/44/56/110, cifar_resnet50 or cifar_mobilenetv3_large."""
     weights: str = ""
     """A state dict to start from (timm's and torchvision's names); empty: random initialization."""
     new_head: bool = False
     """Take all of `weights` but the classifier, which starts at random: for other classes."""
+    drop_path: float = 0.0
+    """Probability with which an image goes without the last block's residual branch in training; it grows
+    linearly from 0 in the first block (Huang et al. 2016; timm's drop-path)."""
     batch_norm: Literal["auto", "triton", "reference", "torch", "apex"] = "auto"
     """Batch norm: fused with the ReLU, residual add and stem pool after it by triton (this project's kernels;
     reference: the same in plain PyTorch) or apex (NVIDIA's groupbn; fp16); torch: timm's own layers; auto:
-    triton on CUDA with channels_last, else torch. MobileNetV3 has nothing to fuse: auto or torch."""
+    triton on CUDA with channels_last, else torch. Only ResNets have them to fuse: else auto or torch."""
     conv1x1: Literal["torch", "triton", "reference"] = "torch"
     """1x1 convolutions of bottlenecks: torch (cuDNN), or this project's kernels (reference: the same in plain
     PyTorch), which also normalize their input and gather their output's statistics; needs the same
@@ -241,24 +245,35 @@ class Model:
 
     def __post_init__(self) -> None:
         _check_types(self)
+        _check_range("model.drop_path", self.drop_path, 0, 0.99)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Method:
-    """How the network is trained: common training, stimulative training (ST, ST++), or a baseline of it."""
+    """How the network is trained: common training, stimulative training (ST, ST++), AugSub, or a baseline."""
 
     name: Literal[
         "common",
         "stimulative",
+        "augsub",
         "layer_supervision",
         "stage_supervision",
         "self_distillation",
         "stochastic_depth",
     ] = "stimulative"
-    """common: cross-entropy alone; stimulative: and each sampled subnet follows the main network;
-    layer_supervision, stage_supervision: and that of a classifier after each block or stage;
-    self_distillation: such classifiers follow the main network (Zhang et al. 2019); stochastic_depth: common,
-    but residual branches are left out at random (Huang et al. 2016)."""
+    """common: the main loss alone; stimulative: and each sampled subnet follows the main network; augsub: and
+    a sub-model, the main network under more drop, follows it (Heo et al. 2023); layer_supervision,
+    stage_supervision: and the cross-entropy of a classifier after each block or stage; self_distillation: and
+    such classifiers follow the main network (Zhang et al. 2019); stochastic_depth: common, but residual
+    branches are left out at random (Huang et al. 2016). Of what follows augsub reads drop, drop_ratio,
+    mask_square, main_loss and backward."""
+    drop: Literal["masking", "dropout", "path"] = "masking"
+    """What augsub's sub-model has more of: masked squares of the images (patches of a ViT, which leave the
+    sequence); dropout after attention and in the MLP (transformers); drop-path in every block."""
+    drop_ratio: float = 0.5
+    """Share of the squares that are masked, or probability of dropout or drop-path."""
+    mask_square: int = 32
+    """Side of the masked squares, pixels; a ViT has its patches instead."""
     auxiliary_weight: float = 1.0
     """Weight of each of the classifiers that layer_supervision, stage_supervision and self_distillation train
     besides the network's own."""
@@ -297,13 +312,18 @@ class Method:
     supervision: Literal["kl", "ce_teacher", "ce_target", "dkd", "mse"] = "kl"
     """What a subnet learns from: KL to the main output (papers); cross-entropy to it; or to the target;
     decoupled distillation (Zhao et al. 2022) from it; or squared differences of the probabilities."""
+    main_loss: Literal["ce", "bce"] = "ce"
+    """The main network's loss: cross-entropy, or a binary one for each class (Wightman et al. 2021), mean
+    over images and classes; it has no Triton kernel."""
+    target_threshold: float = 0.0
+    """bce: a target's classes above this share count as 1, the others as 0; 0: the shares as they are."""
     label_smoothing: float = 0.0
     """Share of each target spread over all classes."""
     normalize: Literal["layer_norm", "l2", "none"] = "none"
     """Normalization of the logits before the losses: layer_norm (KL-, published code), l2 (KL-, ST++
     equation 6) or none (plain KL)."""
     normalize_main: bool = True
-    """Whether the main cross-entropy sees the normalized logits too, as in the published 80.5 %."""
+    """Whether the main loss sees the normalized logits too, as in the published 80.5 %."""
     amplitude: float = 1.0
     """Factor on normalized logits."""
     temperature: float = 1.0
@@ -315,7 +335,7 @@ class Method:
     """Share by which each subnet, after its turn, moves the teacher towards its own layer-normalized output
     (published code); 0: the main network's output teaches all."""
     main_weight: float = 1.0
-    """Weight of the main network's cross-entropy."""
+    """Weight of the main network's loss."""
     kl_weight: float = 1.0
     """Weight of each subnet's loss."""
     kl_schedule: Literal["constant", "cosine_up", "cosine_down"] = "constant"
@@ -328,6 +348,8 @@ class Method:
 
     def __post_init__(self) -> None:
         _check_types(self)
+        _check_range("method.drop_ratio", self.drop_ratio, 0.01, 0.99)
+        _check_range("method.mask_square", self.mask_square, 1, 4096)
         _check_range("method.auxiliary_weight", self.auxiliary_weight, 0)
         _check_range("method.distillation", self.distillation, 0, 1)
         _check_range("method.survival", self.survival, 0.01, 1)
@@ -374,6 +396,12 @@ class Method:
             self.backward,
             f"joint with method.name {self.name}, whose classifiers share the main network's pass",
         )
+        _check(
+            not auxiliary or self.main_loss == "ce",
+            "method.main_loss",
+            self.main_loss,
+            f"ce with method.name {self.name}",
+        )
         _check_range("method.ensemble", self.ensemble, 0, 1)
         _check(
             self.ensemble == 0 or self.backward == "joint",
@@ -383,6 +411,13 @@ class Method:
         )
         _check_range("method.subnet_share", self.subnet_share, 1e-3, 1)
         _check_range("method.label_smoothing", self.label_smoothing, 0, 1)
+        _check_range("method.target_threshold", self.target_threshold, 0, 0.999)
+        _check(
+            self.target_threshold == 0 or self.main_loss == "bce",
+            "method.target_threshold",
+            self.target_threshold,
+            "0 with main_loss ce",
+        )
         _check_positive("method.amplitude", self.amplitude)
         _check_positive("method.temperature", self.temperature)
         _check_range("method.main_weight", self.main_weight, 0)
@@ -392,16 +427,36 @@ class Method:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Optim:
-    """SGD with Nesterov momentum and its learning-rate schedule."""
+    """The optimizer and its learning-rate schedule."""
 
+    name: Literal["sgd", "adamw", "lamb"] = "sgd"
+    """sgd: with Nesterov momentum (torch); adamw: Loshchilov and Hutter 2019 (torch); lamb: You et al. 2020
+    (timm's)."""
     lr: float = 0.2
     """Peak learning rate at the recipe's batch; it is not scaled by itself."""
     momentum: float = 0.9
-    """Nesterov momentum."""
+    """Nesterov momentum of sgd."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Of adamw and lamb: decay per step of the gradients' mean and of the squared gradients' mean."""
+    eps: float = 1e-8
+    """Added to the root of the squared gradients' mean by adamw and lamb."""
     weight_decay: float = 1e-4
-    """L2 penalty on every parameter."""
+    """sgd: L2 penalty; adamw: decoupled, times the learning rate; lamb: added to the step that it scales."""
+    decay_on: Literal["all", "matrices"] = "all"
+    """What decays: every parameter (the ST papers), or neither biases, norms, other vectors, position
+    embeddings nor learned tokens (timm's recipes)."""
+    layer_decay: float = 1.0
+    """Factor on the learning rate from each block to the one before it (Bao et al. 2022): the head has lr,
+    the last block layer_decay * lr, and so on down to the stem; 1: all have lr."""
+    schedule: Literal["cosine", "cosine_to_floor"] = "cosine"
+    """cosine: towards 0, cut off at min_lr (published code); cosine_to_floor: it ends in min_lr (Loshchilov
+    and Hutter 2017; timm)."""
+    schedule_unit: Literal["step", "epoch"] = "step"
+    """How often the learning rate changes; epoch: it stays for an epoch (timm)."""
     warmup_epochs: float = 0.0
-    """Epochs of linear warm-up from 0."""
+    """Epochs of linear warm-up."""
+    warmup_lr: float = 0.0
+    """Learning rate of the warm-up's first step; 0: that of one step (or epoch) above 0."""
     min_lr: float = 0.0
     """Floor of the cosine schedule."""
     clip: float = 0.0
@@ -409,16 +464,24 @@ class Optim:
     ema: float = 0.0
     """Decay per step of the exponential moving average of the weights; 0: none."""
     impl: Literal["auto", "fused", "foreach", "apex"] = "auto"
-    """Implementation of SGD: torch's fused or foreach, or NVIDIA apex's FusedSGD; auto: fused on CUDA,
-    foreach elsewhere."""
+    """Implementation: fused (torch's sgd and adamw), foreach, or apex (NVIDIA's FusedSGD); auto: fused on
+    CUDA where there is one, else foreach."""
 
     def __post_init__(self) -> None:
         _check_types(self)
         _check_positive("optim.lr", self.lr)
         _check_range("optim.momentum", self.momentum, 0, 0.9999)
+        for beta in self.betas:
+            _check_range("optim.betas", beta, 0, 0.999999)
+        _check_range("optim.eps", self.eps, 1e-16, 1)
         _check_range("optim.weight_decay", self.weight_decay, 0)
+        _check_range("optim.layer_decay", self.layer_decay, 0.01, 1)
         _check_range("optim.warmup_epochs", self.warmup_epochs, 0)
+        _check_range("optim.warmup_lr", self.warmup_lr, 0, self.lr)
         _check_range("optim.min_lr", self.min_lr, 0, self.lr)
+        has = {"sgd": ("fused", "foreach", "apex"), "adamw": ("fused", "foreach"), "lamb": ("foreach",)}
+        allowed = ("auto", *has[self.name])
+        _check(self.impl in allowed, "optim.impl", self.impl, f"{', '.join(allowed)} with {self.name}")
         _check_range("optim.clip", self.clip, 0)
         _check_range("optim.ema", self.ema, 0, 1)
 
@@ -565,6 +628,12 @@ class Config:
             "method.supervision",
             self.method.supervision,
             "kl, ce_teacher, ce_target or mse with data.mixup or data.cutmix, whose targets are soft",
+        )
+        _check(
+            self.method.name != "stochastic_depth" or self.model.drop_path == 0,
+            "model.drop_path",
+            self.model.drop_path,
+            "0 with method.name stochastic_depth, which drops by method.survival",
         )
         _check(
             self.method.start_epoch < self.run.epochs,

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import torch
 
 from . import nvidia_apex
-from .config import Run
+from .config import Optim, Run
 from .hardware import (
     choose_batch_norm,
     choose_device,
@@ -44,7 +44,7 @@ def report() -> Iterator[tuple[str, str]]:
     yield "kernels", triton_fault(device) or "Triton's compute what their references do"
     yield "chosen here", describe(device, precision, Run().tf32)
     batch_norm = choose_batch_norm("auto", device, precision, Run().channels_last)
-    loss, sgd = choose_kernels("auto", device), choose_impl("auto", device)
+    loss, sgd = choose_kernels("auto", device), choose_impl(Optim(), device)
     yield "", f"loss {loss}, batch norm {batch_norm}, SGD {sgd}"
     yield "environment", " ".join(f"{name}={value}" for name, value in variables().items()) or "plain"
 

@@ -18,7 +18,7 @@ from .errors import ConfigError
 from .evaluation import estimate_statistics, evaluate, use_statistics
 from .formats import FORMATS, ONNX_OPSET, check_output, require_onnx
 from .hardware import choose_device, choose_precision, configure_backends
-from .models import StagedNetwork
+from .models import StagedNetwork, batch_norms
 from .opening import for_evaluation
 from .pipelines.folder import ImageFolder
 from .pipelines.manifest import check_presence, open_images
@@ -67,7 +67,7 @@ def export(
         output: the file.
         subnet: blocks per stage of a bare subnet; empty: the whole network.
         statistics: `reestimated` from training images, `main` (as stored), or `auto`: re-estimated for a
-            subnet, if training images are at hand.
+            subnet with batch norm, if training images are at hand.
         train: training images; empty: as in the run.
         val: validation images, on which what is exported is evaluated; empty: not evaluated.
         device: `auto`, `cpu` or `cuda`, where statistics and accuracy are computed.
@@ -95,8 +95,9 @@ def export(
         trained = replace(trained, depths=network.depths, top1=None)
     if statistics == "auto":
         at_hand = bool(train) or os.path.exists(config.data.train)
-        statistics = "reestimated" if is_subnet and at_hand else "main"
-        if is_subnet and not at_hand:
+        own = is_subnet and bool(batch_norms(network))
+        statistics = "reestimated" if own and at_hand else "main"
+        if own and not at_hand:
             lines.append(_NO_IMAGES)
     calibration = _open(trained, config.data.train, "--train") if statistics == "reestimated" else None
     validation = _open(trained, val, "--val") if val else None

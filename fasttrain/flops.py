@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from .methods import Pass
-from .models import StagedNetwork, create_model
-from .subnets import BlockRef, Part, Subnet
+from .models import Mask, StagedNetwork, create_model
+from .subnets import ROOT, BlockRef, Part, PrefixTree, Subnet
 
 META = torch.device("meta")
 
@@ -37,48 +37,92 @@ def meta_network(name: str, classes: int = 1000) -> StagedNetwork:
         return create_model(name, classes).eval()
 
 
-class SideCosts:
-    """FLOPs per image, forward and backward, of a network's parts on images of one side.
+_Shape = tuple[int, ...]
 
-    Attributes:
-        stem: of the stem; no gradient of the images is computed.
-        head: of the head.
+
+class SideCosts:
+    """FLOPs per image of a network on images of one side, forward and backward, a multiply-add as two.
+
+    What a block or the head costs depends on its input's shape as well: after the first layers of a dense
+    block there are fewer channels.
     """
 
-    def __init__(self, network: StagedNetwork, side: int) -> None:
-        """Count.
+    gradients = True
+
+    def __init__(self, network: StagedNetwork, side: int, kept: int = 0) -> None:
+        """Count the stem.
 
         Args:
             network: a `meta_network`.
             side: of the images, pixels.
+            kept: squares of each image that a mask keeps; 0: there is none.
         """
         self.network = network
-        self.inputs: dict[tuple[int, int], tuple[int, ...]] = {}
-        name = "".join(map(str, network.stem_modules))
-        self.stem, shape = _count(name, network.stem, (1, 3, side, side), first=True)
-        self.blocks: dict[BlockRef, int] = {}
-        for ref in network.full:
-            self.inputs[ref.stage, ref.block] = shape
-            self.blocks[ref], shape = self._block(ref)
-        name = "".join(map(str, network.head_modules))
-        self.head, _ = _count(name, network.head, shape, first=False)
+        self._by_name: dict[tuple[str, _Shape], tuple[int, _Shape]] = {}
+        self._by_ref: dict[tuple[BlockRef, _Shape], tuple[int, _Shape]] = {}
+        stem = network.stem
+        if kept and network.mask_square:  # elsewhere a mask changes no shape
+            mask = Mask(torch.zeros(1, kept, dtype=torch.int64, device=META), network.mask_square, side, side)
+            stem = functools.partial(network.masked_stem, mask=mask)
+        self.stem, self.shape = self._count("", network.stem_modules, stem, (1, 3, side, side), first=True)
 
-    def block(self, ref: BlockRef) -> int:
-        """Of one block, or a part of it."""
-        if ref not in self.blocks:
-            self.blocks[ref], _ = self._block(ref)
-        return self.blocks[ref]
+    def tree(self, tree: PrefixTree) -> int:
+        """Of one pass over a tree."""
+        flops, shapes = self.stem, {ROOT: self.shape}
+        for index, node in enumerate(tree.nodes):
+            own, shapes[index] = self._block(node.ref, shapes[node.parent])
+            flops += own
+        return flops + sum(self._head(shapes[leaf]) for leaf in set(tree.leaves))
 
-    def _block(self, ref: BlockRef) -> _Counted:
-        name = f"{Part(ref.part).name} of {self.network.stages[ref.stage][ref.block]}"
-        run = functools.partial(self.network.run_block, ref)
-        return _count(name, run, self.inputs[ref.stage, ref.block], first=False)
+    @functools.cached_property
+    def inputs(self) -> dict[tuple[int, int], _Shape]:
+        """Shape of the input of each of the main network's blocks, by stage and block."""
+        shape, shapes = self.shape, {}
+        for ref in self.network.full:
+            shapes[ref.stage, ref.block] = shape
+            _, shape = self._block(ref, shape)
+        return shapes
+
+    def _block(self, ref: BlockRef, shape: _Shape) -> tuple[int, _Shape]:
+        if (ref, shape) not in self._by_ref:
+            run = functools.partial(self.network.run_block, ref)
+            modules = self.network.block_modules(ref)
+            self._by_ref[ref, shape] = self._count(Part(ref.part).name, modules, run, shape)
+        return self._by_ref[ref, shape]
+
+    def _head(self, shape: _Shape) -> int:
+        return self._count("", self.network.head_modules, self.network.head, shape)[0]
+
+    def _count(
+        self,
+        prefix: str,
+        modules: Sequence[nn.Module],
+        run: Callable[[Tensor], Tensor],
+        shape: _Shape,
+        *,
+        first: bool = False,
+    ) -> tuple[int, _Shape]:
+        """FLOPs and output shape, once for equal modules and shapes; `first`: images have no gradient."""
+        key = prefix + "".join(map(str, modules)), shape
+        if key not in self._by_name:
+            outputs: list[_Shape] = []
+            x = torch.empty(shape, device=META, requires_grad=self.gradients and not first)
+
+            def step() -> None:
+                y = run(x)
+                outputs.append(tuple(y.shape))
+                if self.gradients:
+                    y.sum().backward()
+
+            with torch.set_grad_enabled(self.gradients):
+                self._by_name[key] = count(step), outputs[0]
+        return self._by_name[key]
 
 
 @functools.cache
-def side_costs(network: StagedNetwork, side: int) -> SideCosts:
-    """FLOPs of a `meta_network`'s parts on images of one side, counted when first asked for."""
-    return SideCosts(network, side)
+def side_costs(network: StagedNetwork, side: int, kept: int = 0) -> SideCosts:
+    """FLOPs of a `meta_network` on images of one side, each part counted when first asked for."""
+    return SideCosts(network, side, kept)
 
 
 def passes_flops(network: StagedNetwork, passes: Iterable[Pass]) -> float:
@@ -88,59 +132,14 @@ def passes_flops(network: StagedNetwork, passes: Iterable[Pass]) -> float:
         network: a `meta_network`.
         passes: of a plan.
     """
-    flops = 0
-    for images, side, tree in passes:
-        costs = side_costs(network, side)
-        blocks = sum(costs.block(node.ref) for node in tree.nodes)
-        flops += images * (costs.stem + blocks + costs.head * len(set(tree.leaves)))
-    return flops
+    return sum(images * side_costs(network, side, kept).tree(tree) for images, side, tree, kept in passes)
 
 
-class ForwardCosts:
-    """Multiply-adds per image of a network's parts, forward alone: what papers call FLOPs."""
+class ForwardCosts(SideCosts):
+    """The same of forward passes alone."""
 
-    def __init__(self, network: StagedNetwork, side: int) -> None:
-        """Count.
-
-        Args:
-            network: a `meta_network`.
-            side: of the images, pixels.
-        """
-        self.blocks: dict[BlockRef, int] = {}
-        stem, x = _count_forward(network.stem, torch.empty(1, 3, side, side, device=META))
-        for ref in network.full:
-            self.blocks[ref], x = _count_forward(functools.partial(network.run_block, ref), x)
-        head, _ = _count_forward(network.head, x)
-        self.ends = stem + head
+    gradients = False
 
     def of(self, subnet: Subnet) -> int:
-        """Of a subnet of whole blocks."""
-        return self.ends + sum(self.blocks[ref] for ref in subnet)
-
-
-def _count_forward(run: Callable[[Tensor], Tensor], x: Tensor) -> tuple[int, Tensor]:
-    """Multiply-adds of one call without gradients, and its output."""
-    outputs = []
-    with torch.no_grad():
-        flops = count(lambda: outputs.append(run(x)))
-    return flops // 2, outputs[0]
-
-
-_Counted = tuple[int, tuple[int, ...]]
-_COUNTED: dict[tuple[str, tuple[int, ...]], _Counted] = {}
-"""FLOPs and output shape, by a module's description and input shape: equal blocks cost the same."""
-
-
-def _count(name: str, run: Callable[[Tensor], Tensor], shape: tuple[int, ...], *, first: bool) -> _Counted:
-    """Of a forward and backward pass; `first`: its input is images, which have no gradient."""
-    key = name, shape
-    if key not in _COUNTED:
-        shapes = []
-
-        def step() -> None:
-            y = run(torch.empty(shape, device=META, requires_grad=not first))
-            shapes.append(tuple(y.shape))
-            y.sum().backward()
-
-        _COUNTED[key] = count(step), shapes[0]
-    return _COUNTED[key]
+        """Multiply-adds of a subnet: what papers call FLOPs."""
+        return self.tree(PrefixTree([subnet])) // 2

@@ -1,51 +1,128 @@
-"""Optimizer, learning-rate schedule and weight averaging."""
+"""Optimizers, their parameters' groups, learning-rate schedule and weight averaging."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from timm.optim import Lamb
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from . import nvidia_apex
 from .config import Optim
 from .errors import ConfigError
+from .models import StagedNetwork
+
+UNDECAYED = (
+    "pos_embed",
+    "cls_token",
+    "dist_token",
+    "reg_token",
+    "mask_token",
+    "relative_position_bias_table",
+)
+"""Last names of the position embeddings and learned tokens of timm's networks, which are no vectors."""
 
 
 def build_optimizer(
-    parameters: Iterable[nn.Parameter], optim: Optim, device: torch.device
+    parameters: Iterable[nn.Parameter] | Iterable[dict[str, Any]], optim: Optim, device: torch.device
 ) -> torch.optim.Optimizer:
-    """SGD with Nesterov momentum; weight decay on every parameter, as the published code has it.
+    """The optimizer of `optim.name`: torch's SGD with Nesterov momentum or AdamW, or timm's LAMB.
+
+    LAMB clips no gradients by itself: `optim.clip` does, for all optimizers alike.
+
+    Args:
+        parameters: those of a network, or `parameter_groups`.
+        optim: options.
+        device: of the parameters.
 
     Raises:
         ConfigError: `optim.impl` is apex, but it is missing, or the device is no GPU.
     """
-    impl = choose_impl(optim.impl, device)
-    options = {
-        "lr": optim.lr,
-        "momentum": optim.momentum,
-        "weight_decay": optim.weight_decay,
-        "nesterov": optim.momentum > 0,
-    }
+    impl = choose_impl(optim, device)
+    options: dict[str, Any] = {"lr": optim.lr, "weight_decay": optim.weight_decay}
+    moments: dict[str, Any] = {"betas": optim.betas, "eps": optim.eps}
+    if optim.name == "lamb":
+        return Lamb(parameters, max_grad_norm=None, foreach=True, **options, **moments)
+    momentum = {"momentum": optim.momentum, "nesterov": optim.momentum > 0}
     if impl == "apex":
         fused_sgd = nvidia_apex.load("optim.impl", "apex.optimizers", "FusedSGD")
-        return fused_sgd(list(parameters), set_grad_none=True, **options)
+        return fused_sgd(list(parameters), set_grad_none=True, **options, **momentum)
     fused = impl == "fused"
-    return torch.optim.SGD(parameters, fused=fused, foreach=None if fused else True, **options)  # type: ignore[arg-type]
+    options |= {"fused": fused, "foreach": None if fused else True}
+    if optim.name == "adamw":
+        return torch.optim.AdamW(parameters, **options, **moments)
+    return torch.optim.SGD(parameters, **options, **momentum)  # type: ignore[arg-type]
 
 
-def choose_impl(setting: str, device: torch.device) -> str:
-    """The implementation of SGD on a device: fused, foreach or apex.
+def choose_impl(optim: Optim, device: torch.device) -> str:
+    """The implementation of the optimizer on a device: fused, foreach or apex.
 
     Raises:
         ConfigError: apex without a GPU.
     """
-    if setting == "apex" and device.type != "cuda":
+    if optim.impl == "apex" and device.type != "cuda":
         raise ConfigError("optim.impl is 'apex'; allowed here: auto, fused, foreach (apex needs a GPU)")
-    return {"auto": "fused" if device.type == "cuda" else "foreach"}.get(setting, setting)
+    if optim.impl != "auto":
+        return optim.impl
+    return "fused" if device.type == "cuda" and optim.name != "lamb" else "foreach"
+
+
+def parameter_groups(
+    module: nn.Module, network: StagedNetwork, optim: Optim
+) -> Iterable[nn.Parameter] | Iterable[dict[str, Any]]:
+    """What is trained, in groups where weight decay or learning rate differs among the parameters.
+
+    Args:
+        module: what is trained: the network, or a module that holds it and more, all of the head's layer.
+        network: whose layers count.
+        optim: options.
+
+    Returns:
+        The parameters, or dictionaries of `params`, `weight_decay` and `lr_scale`, by which the schedule's
+        learning rate is multiplied: layer_decay^(layers above), see `layer_numbers`.
+    """
+    if optim.decay_on == "all" and optim.layer_decay == 1:
+        return module.parameters()
+    numbers = layer_numbers(network)
+    head = sum(network.depths) + 1
+    groups: dict[tuple[float, float], dict[str, Any]] = {}
+    for name, parameter in module.named_parameters():
+        decay = optim.weight_decay if optim.decay_on == "all" or _is_matrix(name, parameter) else 0.0
+        scale = optim.layer_decay ** (head - numbers.get(parameter, head))
+        group = {"params": [], "weight_decay": decay, "lr_scale": scale}
+        groups.setdefault((decay, scale), group)["params"].append(parameter)
+    return list(groups.values())
+
+
+def _is_matrix(name: str, parameter: nn.Parameter) -> bool:
+    """Whether this is a weight of a convolution or linear layer: no vector, position embedding or token."""
+    return parameter.ndim > 1 and name.rpartition(".")[2] not in UNDECAYED
+
+
+def layer_numbers(network: StagedNetwork) -> dict[nn.Parameter, int]:
+    """The layer of each parameter: 0 the stem, 1, 2, ... the blocks in order, then the head.
+
+    What belongs to none of them is of the layer that comes next in the network's definition: position
+    embeddings and tokens of the stem, a transition between stages of the block after it.
+    """
+    blocks = [[block] for stage in network.stages for block in stage]
+    layers = [network.stem_modules, *blocks, network.head_modules]
+    known = {
+        parameter: number
+        for number, modules in enumerate(layers)
+        for module in modules
+        for parameter in module.parameters()
+    }
+    numbers: dict[nn.Parameter, int] = {}
+    number = len(layers) - 1
+    for parameter in reversed(list(network.parameters())):
+        numbers[parameter] = number = known.get(parameter, number)
+    return numbers
 
 
 def build_ema(network: nn.Module, decay: float) -> AveragedModel | None:
@@ -57,26 +134,37 @@ def build_ema(network: nn.Module, decay: float) -> AveragedModel | None:
 
 @dataclass(frozen=True, slots=True)
 class CosineSchedule:
-    """Learning rate per step: linear warm-up, then cosine to zero (Loshchilov and Hutter 2017), clamped.
+    """Learning rate per step: linear warm-up, then half a cosine (Loshchilov and Hutter 2017, equation 5).
 
     Attributes:
         peak: learning rate after the warm-up.
         floor: least learning rate after the warm-up.
         warmup: steps of warm-up.
         total: steps of the whole run.
+        start: learning rate of the first step of the warm-up; 0: it starts one hold above 0.
+        ends_in_floor: whether the cosine ends in the floor; otherwise it would end in 0 and is cut off.
+        hold: steps for which the learning rate stays.
     """
 
     peak: float
     floor: float
     warmup: int
     total: int
+    start: float = 0.0
+    ends_in_floor: bool = False
+    hold: int = 1
 
     def __call__(self, step: int) -> float:
         """The learning rate of a step, counted from 0 over the whole run."""
+        step -= step % self.hold
         if step < self.warmup:
-            return self.peak * (step + 1) / self.warmup
+            done = step if self.start else min(step + self.hold, self.warmup)
+            return self.start + (self.peak - self.start) * done / self.warmup
         progress = (step - self.warmup) / max(1, self.total - self.warmup)
-        return max(self.floor, 0.5 * self.peak * (1 + math.cos(math.pi * min(1.0, progress))))
+        height = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+        if self.ends_in_floor:
+            return self.floor + (self.peak - self.floor) * height
+        return max(self.floor, self.peak * height)
 
 
 def build_schedule(optim: Optim, epochs: int, steps_per_epoch: int) -> CosineSchedule:
@@ -86,4 +174,7 @@ def build_schedule(optim: Optim, epochs: int, steps_per_epoch: int) -> CosineSch
         floor=optim.min_lr,
         warmup=round(optim.warmup_epochs * steps_per_epoch),
         total=epochs * steps_per_epoch,
+        start=optim.warmup_lr,
+        ends_in_floor=optim.schedule == "cosine_to_floor",
+        hold=steps_per_epoch if optim.schedule_unit == "epoch" else 1,
     )

@@ -27,6 +27,7 @@ class Stream(IntEnum):
     MAIN_SIZES = 11
     CROPS = 12
     ANALYSIS = 13
+    DROP = 14
     SURVIVAL = 15
 
 

@@ -25,7 +25,7 @@ class StepResult(NamedTuple):
 
     Attributes:
         loss: detached.
-        lr: learning rate.
+        lr: learning rate, before layer-wise decay.
         gradient_norm: L2 norm of all gradients before any clipping, float32 scalar.
         passes: what ran.
     """
@@ -159,20 +159,20 @@ class TrainStep:
     def _joint(self, plan: Plan, targets: Tensor, share: float) -> StimulativeLoss:
         """One forward and one backward pass; the loss, detached."""
         with self.precision.autocast():
-            logits = self.forward(plan.inputs, plan.trees)
+            logits = self.forward(plan.inputs, plan.trees, plan.drops)
         return self._backward(logits, plan, targets, share)
 
     def _split(self, plan: Plan, targets: Tensor, share: float) -> StimulativeLoss:
         """A forward and a backward pass for each tree; the sum of their losses, detached."""
         main, *rest = plan.parts()
         with self.precision.autocast():
-            logits = self.forward(main.inputs, main.trees)
+            logits = self.forward(main.inputs, main.trees, main.drops)
         teacher = logits[0][0].detach()
         losses = [self._backward(logits, main, targets, share)]
         del logits
         for part in rest:
             with frozen_statistics(self.forward), self.precision.autocast():
-                (own,) = self.forward(part.inputs, part.trees)
+                (own,) = self.forward(part.inputs, part.trees, part.drops)
             losses.append(self._backward([[teacher], own], part, targets, share))
         return _sum(losses, plan)
 
@@ -186,7 +186,7 @@ class TrainStep:
     def _set_learning_rate(self, global_step: int) -> float:
         lr = self.schedule(global_step)
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group.get("lr_scale", 1.0)
         return lr
 
     def update(self) -> Tensor:

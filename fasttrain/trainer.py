@@ -419,8 +419,9 @@ class Trainer:
 
 def subnets_line(report: SubnetReport) -> str:
     """One line on the subnets' accuracy."""
-    whose = "their own" if report.statistics == "reestimated" else "the main network's"
+    whose = {"reestimated": "their own", "main": "the main network's"}.get(report.statistics)
+    with_them = f" with {whose} batch-norm statistics" if whose else ""
     return (
-        f"{len(report.top1)} subnets with {whose} batch-norm statistics: Top-1 mean {report.mean:.2f} %, "
+        f"{len(report.top1)} subnets{with_them}: Top-1 mean {report.mean:.2f} %, "
         f"deviation {report.deviation:.2f}, worst {report.worst:.2f} %"
     )

@@ -15,7 +15,7 @@ from types import ModuleType
 import pytest
 
 from fasttrain.cli import main
-from fasttrain.config import Data
+from fasttrain.config import Data, Optim
 from fasttrain.errors import DataError, ImageError
 from fasttrain.recipes import RECIPES
 
@@ -194,10 +194,12 @@ def test_the_readmes_recipes_and_overrides_exist(capsys: pytest.CaptureFixture[s
         assert status == 0, err
 
 
-def test_the_readmes_tables_hold_every_field_of_the_data() -> None:
-    rows = [line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("| `data.")]
-    named = {name.removeprefix("data.") for row in rows for name in re.findall(r"`([a-z.-]+)`", row)}
-    assert {field.name.replace("_", "-") for field in fields(Data)} <= named
+@pytest.mark.parametrize("section", [Data, Optim])
+def test_the_readmes_tables_hold_every_field(section: type[Data | Optim]) -> None:
+    prefix = f"{section.__name__.lower()}."
+    rows = [line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith(f"| `{prefix}")]
+    named = {name.removeprefix(prefix) for row in rows for name in re.findall(r"`([a-z.-]+)`", row)}
+    assert {field.name.replace("_", "-") for field in fields(section)} <= named
 
 
 def test_the_readmes_data_commands_parse(

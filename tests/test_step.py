@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fasttrain import build
 from fasttrain.config import Config, Data, Method, Optim, Run
 from fasttrain.distributed import Process
+from fasttrain.errors import ConfigError
 from fasttrain.hardware import Precision, choose_precision
 from fasttrain.models import StagedNetwork, batch_norms
-from fasttrain.step import StepResult
+from fasttrain.step import StepResult, TrainStep
 from tests.networks import tiny_images, tiny_resnet
+from tests.test_optim import IMPLEMENTATIONS
 
 INPUTS: dict[str, dict[str, Any]] = {
     "full": {},
@@ -81,6 +86,81 @@ def test_a_batch_in_parts_has_the_gradients_of_the_whole(inputs: str, backward: 
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
         assert theirs.abs().max() > 0
     assert len(second.passes) == 3 * len(first.passes)
+
+
+def build_plain_step(network: StagedNetwork, **optim: Any) -> TrainStep:
+    """A step of common training on the CPU in the network's own precision."""
+    config = Config(
+        data=Data(crop=32, val_crop=32, val_resize=32),
+        method=Method(name="common"),
+        optim=Optim(lr=0.01, **optim),
+        run=Run(batch=4, epochs=2),
+    )
+    return build.build_step(config, network, Process(0, 1, torch.device("cpu")), Precision("fp32", "cpu"), 4)
+
+
+def train_plainly(step: TrainStep, start: int, end: int) -> None:
+    for index in range(start, end):
+        images = tiny_images(4, 32, seed=index)
+        step(images, [], torch.arange(4), epoch=0, step=index, global_step=index)
+
+
+@pytest.mark.parametrize("groups", [{}, {"decay_on": "matrices", "layer_decay": 0.7}], ids=["one", "many"])
+@pytest.mark.parametrize(("name", "impl"), IMPLEMENTATIONS)
+def test_every_optimizer_goes_on_to_the_bit(
+    name: str, impl: str, groups: dict[str, Any], tmp_path: Path
+) -> None:
+    """From what a checkpoint's file gives back, in the middle of an epoch."""
+    options = {"name": name, "impl": impl, "clip": 1.0, "warmup_epochs": 1, "warmup_lr": 1e-4, **groups}
+    whole = tiny_resnet((2, 2)).train()
+    step = build_plain_step(whole, **options)
+    train_plainly(step, 0, 2)
+    torch.save([whole.state_dict(), step.optimizer.state_dict()], tmp_path / "state.pt")
+    train_plainly(step, 2, 5)
+
+    resumed = tiny_resnet((2, 2), seed=1).train()
+    again = build_plain_step(resumed, **options)
+    weights, moments = torch.load(tmp_path / "state.pt", weights_only=True)
+    resumed.load_state_dict(weights)
+    again.optimizer.load_state_dict(moments)
+    train_plainly(again, 2, 5)
+    for ours, theirs in zip(resumed.state_dict().values(), whole.state_dict().values(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_layers_learn_at_their_own_rates() -> None:
+    """The schedule's rate times layer_decay^(layers above), in the groups and in what a step changes."""
+    network = tiny_resnet((1, 1)).train()
+    step = build_plain_step(network, name="adamw", layer_decay=0.5, warmup_epochs=1)
+    before = {name: each.detach().clone() for name, each in network.named_parameters()}
+    train_plainly(step, 0, 1)
+    rates = sorted({group["lr"] for group in step.optimizer.param_groups})
+    assert rates == pytest.approx([0.01 / 4 * 0.5**above for above in (3, 2, 1, 0)])
+    # Adam's first step is the learning rate in every element that has a gradient
+    moved = {
+        name: float((each.detach() - before[name]).abs().max()) for name, each in network.named_parameters()
+    }
+    assert moved["fc.bias"] == pytest.approx(0.0025, rel=0.01)
+    assert moved["layer2.0.conv1.weight"] == pytest.approx(0.00125, rel=0.01)
+    assert moved["conv1.weight"] == pytest.approx(0.0025 / 8, rel=0.01)
+
+
+@pytest.mark.parametrize("name", ["common", "stimulative"])
+def test_a_step_has_the_main_loss_that_is_asked_for(name: Literal["common", "stimulative"]) -> None:
+    method = Method(name=name, main_loss="bce", target_threshold=0.3, label_smoothing=0.5)
+    config = Config(data=Data(crop=32, val_crop=32, val_resize=32), method=method, run=Run(batch=4))
+    network, cpu = tiny_resnet((2, 2)).train(), torch.device("cpu")
+    logits, targets = copy.deepcopy(network)(tiny_images(4, 32)), torch.arange(4)
+    step = build.build_step(config, network, Process(0, 1, cpu), Precision("fp32", "cpu"), 4)
+    result = step(tiny_images(4, 32), [], targets, epoch=0, step=0, global_step=0)
+    one_hot = F.one_hot(targets, 7).double()  # 0.57 and 0.07 after the smoothing
+    expected = F.binary_cross_entropy_with_logits(logits, one_hot)
+    torch.testing.assert_close(result.loss.main, expected.detach())
+    assert build.loss_kernels(config, cpu) == "reference"
+    with pytest.raises(ConfigError, match=r"'triton' with method\.main_loss 'bce'; allowed: auto, reference"):
+        build.loss_kernels(replace(config, run=Run(kernels="triton")), cpu)
+    with pytest.raises(ConfigError, match=r"method\.target_threshold is 0\.3; allowed: 0 with main_loss ce"):
+        Method(target_threshold=0.3)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="a CPU has nothing to wait for")

@@ -169,6 +169,43 @@ def test_a_resumed_run_is_the_uninterrupted_one(
     assert len(metrics(tmp_path / "run", "train")) == len(ours)  # each step once
 
 
+LAMB = {
+    "name": "lamb",
+    "lr": 5e-3,
+    "weight_decay": 0.02,
+    "decay_on": "matrices",
+    "layer_decay": 0.8,
+    "schedule": "cosine_to_floor",
+    "schedule_unit": "epoch",
+    "warmup_lr": 1e-4,
+    "min_lr": 1e-4,
+}
+
+
+def test_a_run_with_lamb_and_bce_is_recorded_and_resumes_exactly(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Stopped in the second epoch, whose learning rate stays."""
+    changes: dict[str, dict[str, Any]] = {
+        "optim": LAMB,
+        "method": {"main_loss": "bce", "target_threshold": 0.2},
+        "data": {"mixup": 0.1, "cutmix": 1.0},
+    }
+    train(configure(images, tmp_path / "whole", **changes))
+    assert "kernels: loss reference, batch norm torch, LAMB foreach" in capsys.readouterr().out
+    train(configure(images, tmp_path, **changes, run={"max_steps": 7}))
+    train(configure(images, tmp_path, **changes))
+    for part in ("network", "optimizer", "ema", "position"):
+        assert_same(weights(tmp_path / "run")[part], weights(tmp_path / "whole" / "run")[part])
+    lines = metrics(tmp_path / "run", "train")
+    assert {line["global_step"]: line["lr"] for line in lines if line["global_step"] > 5} == {
+        step: pytest.approx(5e-3) for step in (6, 7, 8, 10)
+    }
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["optim"]["name"] == "lamb"
+    with pytest.raises(ConfigError, match=r"optim\.name is 'adamw', was 'lamb'"):
+        train(configure(images, tmp_path, **(changes | {"optim": LAMB | {"name": "adamw"}})))
+
+
 def files(folder: Path) -> dict[Path, bytes]:
     """Everything under a folder, with its content; log.txt says more at every start."""
     return {

@@ -8,13 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
+from ..errors import ConfigError
 from ..models import StagedNetwork
 from ..subnets import BlockRef, Part, Subnet
 
 
 def deletable(network: StagedNetwork) -> list[BlockRef]:
-    """The blocks with a shortcut, in order."""
-    return [ref for ref in network.full if ref not in network.without_shortcut]
+    """The blocks with a shortcut, in order.
+
+    Raises:
+        ConfigError: none has one.
+    """
+    blocks = [ref for ref in network.full if ref not in network.without_shortcut]
+    if not blocks:
+        raise ConfigError(f"no block of {network.name} has a shortcut that could stand for it")
+    return blocks
 
 
 def without(network: StagedNetwork, deleted: Collection[BlockRef]) -> Subnet:

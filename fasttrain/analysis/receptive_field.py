@@ -170,4 +170,4 @@ def _features(network: StagedNetwork, x: Tensor) -> Tensor:
     x = network.stem(x)
     for ref in network.full:
         x = network.run_block(ref, x)
-    return x
+    return network.feature_map(x)

@@ -10,7 +10,7 @@ the ground truth: `--method.main-weight 0 --method.supervision ce_target --metho
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean, pstdev
 from typing import Any
@@ -152,7 +152,7 @@ def measure(runs: Sequence[Path], options: SubnetsOptions) -> Subnets:
         RunError: runs that cannot be opened, or are of different networks.
     """
     sources = find(runs, options)
-    singles = find([Path(run) for run in options.alone], options, alike=False) if options.alone else []
+    singles = _singles(options)
     networks: list[Network] = []
     shapes: dict[str, Any] = {}
     for source, run in open_each(sources, options):
@@ -160,6 +160,17 @@ def measure(runs: Sequence[Path], options: SubnetsOptions) -> Subnets:
         shapes = shapes or {name: value.shape for name, value in run.network.state_dict().items()}
     alone = [_alone(source, run, shapes) for source, run in open_each(singles, options, True)]
     return Subnets(options.statistics, options.budget, networks, alone)
+
+
+def _singles(options: SubnetsOptions) -> list[Source]:
+    """The runs of individually trained subnets.
+
+    Where the main network was not trained, the best checkpoint is not the subnet's best: the last counts.
+    """
+    runs = [Path(run) for run in options.alone]
+    chosen = find(runs, options, alike=False)
+    last = find(runs, replace(options, checkpoint="last"), alike=False)
+    return [b if b.config.method.main_weight else a for b, a in zip(chosen, last, strict=True)]
 
 
 def costs_of(source: Source, run: Opened) -> ForwardCosts:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import sys
 
 from rich.console import Console
 
 from ..config import to_dict
 from ..errors import ConfigError
-from ..recipes import RECIPES, describe
+from ..recipes import RECIPES, describe, sources
 from .configure import configure
 
 
@@ -20,7 +21,10 @@ def recipes(rest: list[str]) -> None:
 
 
 def show(rest: list[str]) -> None:
-    print(json.dumps(to_dict(configure("show", rest)), indent=2))
+    config = configure("show", rest)
+    if sources(config.recipe):
+        print(sources(config.recipe), file=sys.stderr)  # stdout is JSON alone
+    print(json.dumps(to_dict(config), indent=2))
 
 
 def doctor(rest: list[str]) -> None:

@@ -17,7 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..errors import ConfigError
 from ..models import StagedNetwork
-from ..models.cifar_resnet import CIFAR_RESNETS
+from ..models.cifar_resnet import CIFAR_BOTTLENECKS, CIFAR_RESNETS
 from ..models.mobilenetv3 import CIFAR_MOBILENETS
 from ..subnets import Depths
 
@@ -127,7 +127,7 @@ def check_form(form: str, model: str, depths: Depths) -> None:
     exists = {
         "published": model in ("resnet50", "resnet101", "resnet152") and depths in PUBLISHED_DEPTHS,
         "torchvision": model in TORCHVISION_RESNETS or model in TORCHVISION_MOBILENETS,
-        "timm": model not in CIFAR_RESNETS and model not in CIFAR_MOBILENETS,
+        "timm": not any(model in own for own in (CIFAR_RESNETS, CIFAR_BOTTLENECKS, CIFAR_MOBILENETS)),
     }
     if not exists[form]:
         raise ConfigError(

@@ -91,9 +91,10 @@ def check_resume(
 
 
 def checkpoint_bytes(network: nn.Module, config: Config) -> int:
-    """About what one checkpoint takes: weights, momentum and the weights' average, if there is one."""
+    """About what one checkpoint takes: weights, the optimizer's moments, and the weights' average, if any."""
     weights = sum(tensor.numel() * tensor.element_size() for tensor in network.state_dict().values())
-    return weights * (3 if config.optim.ema else 2)
+    moments = 1 if config.optim.name == "sgd" else 2
+    return weights * (1 + moments + bool(config.optim.ema))
 
 
 def check_room(folder: Path, needed: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from ..config import Config
 from ..kernels.runtime import Kernels
 from ..models import StagedNetwork
+from .augsub import AugSub
 from .common import Common
 from .method import Method, Pass, Plan
 from .stimulative import Stimulative, images_seen
@@ -29,21 +30,23 @@ def build_method(
         classifiers: how many are trained besides the network's own, where the method trains some.
 
     Raises:
-        ConfigError: a sampling space that does not fit the network.
+        ConfigError: a sampling space, or a kind of drop, that does not fit the network.
     """
     if config.method.name in AUXILIARY:
         kind = SelfDistillation if config.method.name == "self_distillation" else Supervision
         return kind(config.method, network.full, classifiers, kernels=kernels)
     if config.method.name == "stochastic_depth":
-        return StochasticDepth(
-            network,
-            seed=config.run.seed,
-            rank=rank,
+        return StochasticDepth(config.method, network, seed=config.run.seed, rank=rank, kernels=kernels)
+    if config.method.name == "augsub":
+        return AugSub(config.method, network, seed=config.run.seed, rank=rank, kernels=kernels)
+    if config.method.name == "common":
+        return Common(
+            network.full,
             label_smoothing=config.method.label_smoothing,
+            main_loss=config.method.main_loss,
+            target_threshold=config.method.target_threshold,
             kernels=kernels,
         )
-    if config.method.name == "common":
-        return Common(network.full, label_smoothing=config.method.label_smoothing, kernels=kernels)
     return Stimulative(
         config.method,
         network.full,
@@ -59,6 +62,7 @@ def build_method(
 
 __all__ = [
     "AUXILIARY",
+    "AugSub",
     "Common",
     "Method",
     "Pass",

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
 from ..kernels.normalized_loss import StimulativeLoss
+from ..models import Drop
 from ..subnets import PrefixTree
 
 
@@ -19,11 +21,13 @@ class Pass(NamedTuple):
         images: how many.
         side: of them, pixels.
         tree: the subnets.
+        kept: squares of each image that a mask keeps; 0: there is none.
     """
 
     images: int
     side: int
     tree: PrefixTree
+    kept: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +41,7 @@ class Plan:
         weights: each subnet's weight in the loss.
         trains_main: whether the main network's cross-entropy belongs to the loss; otherwise its logits are
             given, as the only ones of a first tree that does not run.
+        drops: what each tree's pass has more of; none where they end.
     """
 
     inputs: tuple[Tensor, ...]
@@ -44,6 +49,7 @@ class Plan:
     places: tuple[tuple[int, int], ...] = ()
     weights: tuple[float, ...] = ()
     trains_main: bool = True
+    drops: tuple[Drop | None, ...] = ()
 
     def members(self, tree: int) -> list[int]:
         """The subnets of the draw that run in a tree."""
@@ -54,20 +60,22 @@ class Plan:
 
         Of a plan whose first tree holds the main network alone.
         """
-        parts = [Plan(self.inputs[:1], self.trees[:1])]
+        parts = [Plan(self.inputs[:1], self.trees[:1], drops=self.drops[:1])]
         for tree in range(1, len(self.trees)):
             members = self.members(tree)
             places = tuple((1, self.places[subnet][1]) for subnet in members)
             weights = tuple(self.weights[subnet] for subnet in members)
-            parts.append(Plan((self.inputs[tree],), (self.trees[tree],), places, weights, trains_main=False))
+            drops = self.drops[tree : tree + 1]
+            own = (self.inputs[tree],), (self.trees[tree],), places, weights
+            parts.append(Plan(*own, trains_main=False, drops=drops))
         return parts
 
     @property
     def passes(self) -> tuple[Pass, ...]:
         """What it runs on each input."""
         return tuple(
-            Pass(len(images), images.shape[-1], tree)
-            for images, tree in zip(self.inputs, self.trees, strict=True)
+            Pass(len(images), images.shape[-1], tree, drop.kept if drop else 0)
+            for images, tree, drop in zip_longest(self.inputs, self.trees, self.drops)
         )
 
     @property

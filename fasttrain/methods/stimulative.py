@@ -170,5 +170,7 @@ class Stimulative:
             label_smoothing=options.label_smoothing,
             ensemble=options.ensemble,
             scale_by_teacher=options.scale_by_teacher,
+            main_loss=options.main_loss,
+            target_threshold=options.target_threshold,
             kernels=self.kernels,
         )

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .. import config
 from ..kernels.runtime import Kernels
 from ..models import StagedNetwork, survivals
 from ..randomness import Stream, generator
@@ -26,23 +27,29 @@ class StochasticDepth(Common):
 
     def __init__(
         self,
+        options: config.Method,
         network: StagedNetwork,
         *,
         seed: int,
         rank: int = 0,
-        label_smoothing: float = 0.0,
         kernels: Kernels = "reference",
     ) -> None:
         """Set up for one network and run.
 
         Args:
+            options: the method's configuration.
             network: prepared by `models.set_survival`.
             seed: of the draws.
             rank: of this process: each draws otherwise.
-            label_smoothing: share of each target spread over all classes.
             kernels: implementation of the loss.
         """
-        super().__init__(network.full, label_smoothing=label_smoothing, kernels=kernels)
+        super().__init__(
+            network.full,
+            label_smoothing=options.label_smoothing,
+            main_loss=options.main_loss,
+            target_threshold=options.target_threshold,
+            kernels=kernels,
+        )
         self.survivals, self.seed, self.rank = survivals(network), seed, rank
         self._drawn: tuple[int, int] | None = None
 

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
 from ..errors import ConfigError
 from .auxiliary import AuxiliaryClassifiers, build_classifiers
 from .backbone import staged_view
-from .cifar_resnet import CIFAR_RESNETS, CifarResNet
+from .cifar_resnet import CIFAR_BOTTLENECKS, CIFAR_RESNETS, CifarResNet, create_cifar_bottleneck
+from .convnext import ConvNeXt
+from .densenet import DenseNet
+from .drop import Drop, DropKind, Mask, check_drop
+from .drop_path import set_drop_path
 from .fuse import FusedBatchNorm, fuse_batch_norms, fuse_convolutions
 from .mobilenetv3 import CIFAR_MOBILENETS, MobileNetV3, create_mobilenetv3, is_mobilenetv3
-from .resnet import ResNet, create_timm_resnet, is_timm_resnet
+from .pvt import PyramidTransformer
+from .regnet import RegNet
+from .resnet import ResNet
 from .staged import (
     StagedNetwork,
     TreeForward,
@@ -18,20 +28,54 @@ from .staged import (
     initialize,
 )
 from .survival import Survival, set_survival, survivals
+from .swin import SwinTransformer
+from .vit import VisionTransformer
+
+
+@dataclass(frozen=True, slots=True)
+class _Family:
+    """What timm's models of one of its modules become.
+
+    Attributes:
+        network: takes such a model over.
+        examples: its name, and those of some.
+        options: that timm makes them with.
+    """
+
+    network: Callable[[Any], StagedNetwork]
+    examples: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+_DYNAMIC = {"dynamic_img_size": True}
+_FAMILIES = {
+    "resnet": _Family(ResNet, "ResNet (resnet18 ... resnet152, resnext50_32x4d, resnet50d, ...)"),
+    "vision_transformer": _Family(VisionTransformer, "ViT (vit_small_patch16_224, ...)", _DYNAMIC),
+    "deit": _Family(VisionTransformer, "DeiT (deit3_small_patch16_224, ...)", _DYNAMIC),
+    "convnext": _Family(ConvNeXt, "ConvNeXt (convnext_tiny, ...)"),
+    "regnet": _Family(RegNet, "RegNet (regnety_016, ...)"),
+    "swin_transformer": _Family(
+        SwinTransformer, "Swin (swin_tiny_patch4_window7_224, ...)", {**_DYNAMIC, "drop_path_rate": 0.0}
+    ),
+    "pvt_v2": _Family(PyramidTransformer, "PVT v2 (pvt_v2_b2, ...)"),
+    "densenet": _Family(DenseNet, "DenseNet (densenet121, ...)"),
+}
+"""timm's module to what its models become."""
 
 MODEL_FORMS = (
-    "a timm ResNet (resnet18 ... resnet152, resnext50_32x4d, resnet50d, ...) or MobileNetV3 "
-    f"(mobilenetv3_large_100, mobilenetv3_small_100, ...), {', '.join([*CIFAR_RESNETS, *CIFAR_MOBILENETS])}"
+    f"a timm {', '.join(family.examples for family in _FAMILIES.values())} or MobileNetV3 "
+    f"(mobilenetv3_large_100, ...), {', '.join([*CIFAR_RESNETS, *CIFAR_BOTTLENECKS, *CIFAR_MOBILENETS])}"
 )
 
 
 def create_model(name: str, num_classes: int) -> StagedNetwork:
-    """A network with random weights: ResNets initialized as the published ST code does, MobileNetV3 (which
-    it lacks) as timm does.
+    """A network with random weights: ResNets initialized as the published ST code does, others as timm does.
+
+    Drop path, which some families have by default, is off.
 
     Args:
-        name: a timm ResNet's or MobileNetV3's name, cifar_resnet20, 32, 44, 56, 110 or
-            cifar_mobilenetv3_large.
+        name: of a timm model, without a tag of pre-trained weights (see `MODEL_FORMS`), cifar_resnet20, 32,
+            44, 56, 110, cifar_resnet50 or cifar_mobilenetv3_large.
         num_classes: outputs of the classifier, at least 1.
 
     Raises:
@@ -39,38 +83,58 @@ def create_model(name: str, num_classes: int) -> StagedNetwork:
     """
     if num_classes < 1:
         raise ConfigError(f"num_classes is {num_classes}; allowed: at least 1")
-    network: StagedNetwork
-    if is_mobilenetv3(name):
-        network = create_mobilenetv3(name, num_classes)
-    elif name in CIFAR_RESNETS:
-        network = CifarResNet(CIFAR_RESNETS[name], num_classes)
-    elif is_timm_resnet(name):
-        network = create_timm_resnet(name, num_classes)
-    else:
-        raise ConfigError(f"model.name is {name!r}; allowed: {MODEL_FORMS}")
-    if not isinstance(network, MobileNetV3):
+    network = _create(name, num_classes)
+    if isinstance(network, ResNet | CifarResNet):
         initialize(network)
     network.name = name
     return network
 
 
+def _create(name: str, num_classes: int) -> StagedNetwork:
+    import timm
+
+    if is_mobilenetv3(name):
+        return create_mobilenetv3(name, num_classes)
+    if name in CIFAR_BOTTLENECKS:
+        return create_cifar_bottleneck(name, num_classes)
+    if name in CIFAR_RESNETS:
+        return CifarResNet(CIFAR_RESNETS[name], num_classes)
+    for module, family in _FAMILIES.items():
+        if name in timm.list_models(module=module):
+            return family.network(
+                timm.create_model(name, pretrained=False, num_classes=num_classes, **family.options)
+            )
+    raise ConfigError(f"model.name is {name!r}; allowed: {MODEL_FORMS}")
+
+
 __all__ = [
     "AuxiliaryClassifiers",
     "CifarResNet",
+    "ConvNeXt",
+    "DenseNet",
+    "Drop",
+    "DropKind",
     "FusedBatchNorm",
+    "Mask",
     "MobileNetV3",
+    "PyramidTransformer",
+    "RegNet",
     "ResNet",
     "StagedNetwork",
     "Survival",
+    "SwinTransformer",
     "TreeForward",
     "TreeWalk",
+    "VisionTransformer",
     "batch_norms",
     "build_classifiers",
+    "check_drop",
     "create_model",
     "frozen_statistics",
     "fuse_batch_norms",
     "fuse_convolutions",
     "initialize",
+    "set_drop_path",
     "set_survival",
     "staged_view",
     "survivals",

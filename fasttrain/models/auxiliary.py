@@ -48,7 +48,7 @@ class _Walk(TreeWalk):
         super()._take(index, x)
         ref, _ = self.tree.nodes[index]
         if ref in self.classifiers:
-            self.auxiliary[ref] = self.classifiers[ref](x)
+            self.auxiliary[ref] = self.classifiers[ref](self.network.feature_map(x))
 
 
 class _Pool(nn.Module):
@@ -83,21 +83,16 @@ def build_classifiers(network: StagedNetwork, kind: str, side: int) -> Auxiliary
         side: of training images, pixels.
 
     Raises:
-        ConfigError: blocks without an image of features [B, C, h, w], or one block alone.
+        ConfigError: a network of one block, or of one stage.
     """
     shapes = _output_shapes(network, side)
-    *refs, last = shapes
+    *refs, _ = shapes
     if kind == "stages":
         refs = [ref for ref in refs if ref.block == network.depths[ref.stage] - 1]
     if not refs:
         raise ConfigError(
-            f"{network.name or type(network).__name__} has {network.depths} blocks per stage; allowed for "
-            "classifiers before the last one: two or more"
-        )
-    if any(len(shape) != 4 for shape in shapes.values()):
-        raise ConfigError(
-            f"blocks of {network.name or type(network).__name__} put out {tuple(shapes[last])}; allowed for "
-            "classifiers of them: [images, channels, height, width]"
+            f"{network.name or type(network).__name__} has {network.depths} blocks per stage; allowed for a "
+            f"classifier before its own: two or more {kind}"
         )
     made = AuxiliaryClassifiers({ref: classifier(shapes[ref][1], network.num_classes) for ref in refs})
     initialize(made)
@@ -115,7 +110,7 @@ def _output_shapes(network: StagedNetwork, side: int) -> dict[BlockRef, torch.Si
             x = network.stem(x)
             for ref in network.full:
                 x = network.run_block(ref, x)
-                shapes[ref] = x.shape
+                shapes[ref] = network.feature_map(x).shape
     finally:
         network.train(training)
     return shapes

@@ -1,4 +1,8 @@
-"""ResNets for 32x32 images (He et al. 2016, section 4.2), which timm lacks: 6n + 2 layers in 3 stages."""
+"""ResNets for 32x32 images, which timm lacks.
+
+Those of He et al. 2016, section 4.2, with 6n + 2 layers in 3 stages; and ImageNet's ResNet-50 without its
+stem's strides.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +12,13 @@ import torch.nn.functional as F
 from timm.models.resnet import BasicBlock
 from torch import Tensor, nn
 
-from .resnet import ResidualStages, average
+from .resnet import ResidualStages, ResNet, average
 
 CIFAR_RESNETS = {f"cifar_resnet{6 * n + 2}": n for n in (3, 5, 7, 9, 18)}
 """Name to blocks per stage."""
+
+CIFAR_BOTTLENECKS = {"cifar_resnet50": "resnet50"}
+"""Names of variants of timm's bottleneck ResNets, and what they are made of."""
 
 _WIDTHS = (16, 32, 64)
 
@@ -75,3 +82,17 @@ def _stage(inplanes: int, planes: int, blocks: int) -> nn.Sequential:
         downsample=PaddedShortcut(planes - inplanes) if widens else None,
     )
     return nn.Sequential(first, *(BasicBlock(planes, planes) for _ in range(blocks - 1)))
+
+
+def create_cifar_bottleneck(name: str, num_classes: int) -> ResNet:
+    """A timm ResNet whose stem has stride 1 and no max-pool, which leaves 4x4 of 32x32 pixels at the end; our
+    choice since the papers do not say. Weights are those of timm's network.
+    """
+    import timm
+
+    source = timm.create_model(CIFAR_BOTTLENECKS[name], pretrained=False, num_classes=num_classes)
+    source.conv1.stride = (1, 1)
+    source.maxpool = nn.Identity()
+    network = ResNet(source)
+    network.reduction //= 4
+    return network

@@ -9,6 +9,7 @@ from itertools import pairwise
 from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from timm.models.resnet import BasicBlock, Bottleneck
 from torch import Tensor, nn
 
@@ -168,7 +169,7 @@ class FusedBasicBlock(BasicBlock):
         """[B, C, H, W] to the block's output."""
         shortcut = x if self.downsample is None else self.downsample(x)
         x = self.aa(self.bn1(self.conv1(x)))
-        return self.bn2(self.conv2(x), shortcut)
+        return _join(self.bn2, self.conv2(x), shortcut, self.drop_path)
 
 
 class FusedBottleneck(Bottleneck):
@@ -179,7 +180,7 @@ class FusedBottleneck(Bottleneck):
         shortcut = x if self.downsample is None else self.downsample(x)
         x = self.bn1(self.conv1(x))
         x = self.aa(self.bn2(self.conv2(x)))
-        return self.bn3(self.conv3(x), shortcut)
+        return _join(self.bn3, self.conv3(x), shortcut, self.drop_path)
 
 
 class SharingBottleneck(FusedBottleneck):
@@ -193,7 +194,7 @@ class SharingBottleneck(FusedBottleneck):
         x, statistics = _convolve(x, self.conv1, self.bn1)
         x = self.conv2(self.bn1(x, statistics=statistics))
         x, statistics = _convolve(x, self.conv3, self.bn3, self.bn2(x, fold=True))
-        return self.bn3(x, shortcut, statistics=statistics)
+        return _join(self.bn3, x, shortcut, self.drop_path, statistics=statistics)
 
 
 class SharingProjection(nn.Sequential):
@@ -209,6 +210,20 @@ class SharingProjection(nn.Sequential):
             x = layer(x)
         x, statistics = _convolve(x, conv, norm)
         return norm(x, statistics=statistics)
+
+
+def _join(
+    norm: FusedBatchNorm, x: Tensor, shortcut: Tensor, drop_path: nn.Module | None, **options: Any
+) -> Tensor:
+    """A block's last batch norm, residual add and ReLU: one operation unless a pass has drop-path between."""
+    if drop_path is None:
+        return norm(x, shortcut, **options)
+    norm.relu = False
+    try:
+        x = norm(x, **options)
+    finally:
+        norm.relu = True
+    return F.relu(shortcut + drop_path(x))
 
 
 def _convolve(
@@ -340,7 +355,8 @@ def _fuse_stem(network: StagedNetwork, implementation: str) -> None:
     for layers in network.stem_modules:
         if isinstance(layers, nn.Sequential):
             _fuse_sequence(layers, implementation)
-    if not (_can_fuse(network.bn1) and _is_relu(network.act1)):
+    norm, activation = (getattr(network, name, None) for name in ("bn1", "act1"))
+    if not (_can_fuse(norm) and _is_relu(activation)):
         return
     pools = implementation != "apex" and _is_stem_pool(getattr(network, "maxpool", None))
     if pools:

@@ -84,10 +84,6 @@ class MobileNetV3(StagedNetwork):
         finally:
             block.has_skip = True  # type: ignore[assignment]
 
-    def shortcut(self, block: nn.Module, x: Tensor) -> Tensor:
-        """A block with a shortcut, without its residual branch: the identity."""
-        return x
-
 
 def is_mobilenetv3(name: str) -> bool:
     """Whether this is a timm MobileNetV3's name, or that of a variant for 32x32 images."""

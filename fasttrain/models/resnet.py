@@ -80,17 +80,3 @@ class ResNet(ResidualStages):
         pool: nn.Module = self.global_pool  # type: ignore[assignment]
         x = average(x) if getattr(pool, "pool_type", "") == "avg" else pool(x)
         return self.fc(F.dropout(x, self.drop_rate, self.training))  # type: ignore[operator]
-
-
-def is_timm_resnet(name: str) -> bool:
-    """Whether timm builds its ResNet class under this name."""
-    import timm
-
-    return name in timm.list_models(module="resnet")
-
-
-def create_timm_resnet(name: str, num_classes: int) -> ResNet:
-    """A timm ResNet with random weights (see `initialize`)."""
-    import timm
-
-    return ResNet(timm.create_model(name, pretrained=False, num_classes=num_classes))

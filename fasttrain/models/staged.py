@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..subnets import ROOT, BlockRef, Depths, Part, PrefixTree, Subnet, depths_of, ordered_subnet
+from .drop import Drop, Mask
 
 if TYPE_CHECKING:
     from .auxiliary import AuxiliaryClassifiers
@@ -28,12 +30,16 @@ class StagedNetwork(nn.Module, ABC):
     Attributes:
         name: what `create_model` was asked for, or empty.
         reduction: side of the input over side of the last feature map.
+        multiple: the sides of images are multiples of it, pixels.
         num_classes: outputs of the classifier.
+        mask_square: side of the squares that a mask is made of, pixels; 0: any.
     """
 
     name: str = ""
     reduction: int
+    multiple: int = 1
     num_classes: int
+    mask_square: int = 0
 
     @property
     @abstractmethod
@@ -54,17 +60,40 @@ class StagedNetwork(nn.Module, ABC):
     def stem(self, x: Tensor) -> Tensor:
         """[B, 3, H, W] images to the first stage's input."""
 
+    def masked_stem(self, x: Tensor, mask: Mask) -> Tensor:
+        """As `stem`, of images of which a mask hides squares: unless a family says otherwise, zeros."""
+        return self.stem(x * mask.visible(*x.shape[2:])[:, None])
+
     @abstractmethod
     def head(self, x: Tensor) -> Tensor:
         """The last stage's output to logits [B, num_classes]."""
 
-    @abstractmethod
-    def branch(self, block: nn.Module, x: Tensor) -> Tensor:
-        """A block without its shortcut."""
+    def transition_modules(self, stage: int) -> Sequence[nn.Module]:
+        """The modules that `transition` runs."""
+        return ()
 
-    @abstractmethod
+    def transition(self, stage: int, x: Tensor) -> Tensor:
+        """What precedes a stage's first block: its input from the output of the stage before, or the stem's.
+
+        It runs with the first block, of which every subnet has at least the shortcut.
+        """
+        return x
+
+    def whole(self, block: nn.Module, x: Tensor) -> Tensor:
+        """A block."""
+        return block(x)
+
+    def branch(self, block: nn.Module, x: Tensor) -> Tensor:
+        """A block without its shortcut; unless a family says otherwise, what it adds to its input."""
+        return self.whole(block, x) - x
+
     def shortcut(self, block: nn.Module, x: Tensor) -> Tensor:
-        """A block without its residual branch."""
+        """A block without its residual branch; unless a family says otherwise, the identity."""
+        return x
+
+    def feature_map(self, x: Tensor) -> Tensor:
+        """A block's output as [B, C, h, w]."""
+        return x
 
     def has_shortcut(self, block: nn.Module) -> bool:
         """Whether a block adds its input, or a projection of it, to its residual branch."""
@@ -81,9 +110,14 @@ class StagedNetwork(nn.Module, ABC):
         return ordered_subnet(self.depths)
 
     @property
+    def classifiers(self) -> Sequence[nn.Module]:
+        """The linear layers that end the head: its last module, unless a family says otherwise."""
+        return self.head_modules[-1:]
+
+    @property
     def classifier_names(self) -> list[str]:
-        """Names in the state dict of the last linear layer's parameters, which fit one set of classes."""
-        classifier = set(self.head_modules[-1].parameters())
+        """Names in the state dict of the classifiers' parameters, which fit one set of classes."""
+        classifier = {parameter for module in self.classifiers for parameter in module.parameters()}
         return [name for name, parameter in self.named_parameters() if parameter in classifier]
 
     @property
@@ -98,11 +132,19 @@ class StagedNetwork(nn.Module, ABC):
             ValueError: depths that the network does not have.
         """
         kept = depths_of(self.as_subnet(tuple(depths)), len(self.depths))
-        for stage, depth in zip(self.stages, kept, strict=True):
-            del stage[depth:]  # type: ignore[attr-defined]
+        dropped = {each for stage, depth in zip(self.stages, kept, strict=True) for each in stage[depth:]}
+        for parent in list(self.modules()):
+            for name, child in list(parent.named_children()):
+                if child in dropped:
+                    delattr(parent, name)
+
+    def block_modules(self, ref: BlockRef) -> list[nn.Module]:
+        """The modules that `run_block` runs."""
+        block = self.stages[ref.stage][ref.block]
+        return [block] if ref.block else [*self.transition_modules(ref.stage), block]
 
     def run_block(self, ref: BlockRef, x: Tensor) -> Tensor:
-        """Run one block, or one part of it.
+        """Run one block, or one part of it; a stage's first after the stage's transition.
 
         Raises:
             ValueError: a part of a block without a shortcut.
@@ -113,11 +155,10 @@ class StagedNetwork(nn.Module, ABC):
                 f"the subnet holds {ref}; block {ref.block} of stage {ref.stage} has no shortcut; allowed: "
                 f"{Part.WHOLE!r}"
             )
-        if ref.part == Part.BRANCH:
-            return self.branch(block, x)
-        if ref.part == Part.SHORTCUT:
-            return self.shortcut(block, x)
-        return block(x)
+        if ref.block == 0:
+            x = self.transition(ref.stage, x)
+        run = {Part.WHOLE: self.whole, Part.BRANCH: self.branch, Part.SHORTCUT: self.shortcut}[ref.part]
+        return run(block, x)
 
     def forward(self, x: Tensor, depths: Sequence[int] | Subnet | None = None) -> Tensor:
         """Logits [B, num_classes] of the main network, or of one subnet.
@@ -145,7 +186,9 @@ class StagedNetwork(nn.Module, ABC):
         tree = PrefixTree([self.as_subnet(subnet) for subnet in subnets])
         return self.forward_trees([x], [tree])[0]
 
-    def forward_trees(self, inputs: Sequence[Tensor], trees: Sequence[PrefixTree]) -> list[list[Tensor]]:
+    def forward_trees(
+        self, inputs: Sequence[Tensor], trees: Sequence[PrefixTree], drops: Sequence[Drop | None] = ()
+    ) -> list[list[Tensor]]:
         """Logits of every subnet of every tree, each tree on its own input.
 
         If the first subnet of the first tree is the main network, its pass runs first and updates the
@@ -154,11 +197,12 @@ class StagedNetwork(nn.Module, ABC):
         Args:
             inputs: images [B, 3, H, W], one tensor per tree.
             trees: the subnets to run on each.
+            drops: what each has more of; none where they end.
 
         Returns:
             For each tree, the logits [B, num_classes] of its subnets.
         """
-        return [walk.finish() for walk in self._walk(TreeWalk, inputs, trees)]
+        return [walk.finish() for walk in self._walk(TreeWalk, inputs, trees, drops)]
 
     def stage_outputs(
         self, inputs: Sequence[Tensor], trees: Sequence[PrefixTree]
@@ -166,11 +210,19 @@ class StagedNetwork(nn.Module, ABC):
         """As `forward_trees`, but of every subnet each stage's output [B, C, h, w], and no head runs."""
         return [walk.features() for walk in self._walk(FeatureWalk, inputs, trees)]
 
-    def _walk(self, walk: type[Walk], inputs: Sequence[Tensor], trees: Sequence[PrefixTree]) -> list[Walk]:
+    def _walk(
+        self,
+        walk: type[Walk],
+        inputs: Sequence[Tensor],
+        trees: Sequence[PrefixTree],
+        drops: Sequence[Drop | None] = (),
+    ) -> list[Walk]:
         """A walk of a kind over each tree, run to its end; the main network's pass alone is tracked."""
-        first = walk(self, trees[0], inputs[0], tracked=trees[0].subnets[0] == self.full)
+        assert len(inputs) == len(trees) >= len(drops)
+        (tree, x, drop), *rest = zip_longest(trees, inputs, drops)
+        first = walk(self, tree, x, tracked=tree.subnets[0] == self.full, drop=drop)
         with frozen_statistics(self):
-            walks = [first, *(walk(self, tree, x) for tree, x in zip(trees[1:], inputs[1:], strict=True))]
+            walks = [first, *(walk(self, tree, x, drop=drop) for tree, x, drop in rest)]
             for each in walks:
                 each.run()
         return walks
@@ -198,12 +250,26 @@ class StagedNetwork(nn.Module, ABC):
         return ordered_subnet(depths)
 
     def take_over(self, source: Any) -> None:
-        """Make a timm model's modules one's own, under their own names; it must not be used afterwards."""
-        for name, child in source.named_children():
-            self.add_module(name, child)
+        """Make a timm model's modules one's own, under their own names; it must not be used afterwards.
+
+        Some are named like methods here, such as `head`: `child` gives them.
+        """
+        self._modules.update(source.named_children())
+        self._parameters.update(source.named_parameters(recurse=False))
         self.num_classes = source.num_classes
         self.reduction = source.feature_info[-1]["reduction"]
-        self.drop_rate = float(source.drop_rate)
+        self.drop_rate = float(getattr(source, "drop_rate", 0.0))
+
+    def child(self, name: str) -> Any:
+        """A module of one's own by its name."""
+        return self._modules[name]
+
+    def get_submodule(self, target: str) -> nn.Module:
+        """As `nn.Module`'s, also of modules that are named like methods here."""
+        name, _, rest = target.partition(".")
+        return (
+            self.child(name).get_submodule(rest) if name in self._modules else super().get_submodule(target)
+        )
 
 
 class TreeWalk:
@@ -221,8 +287,9 @@ class TreeWalk:
         *,
         tracked: bool = False,
         before: BeforeNode | None = None,
+        drop: Drop | None = None,
     ) -> None:
-        self.network, self.tree, self.before = network, tree, before
+        self.network, self.tree, self.before, self.drop = network, tree, before, drop
         self.unread = list(tree.children)
         self.leaves = frozenset(tree.leaves)
         self.logits: dict[int, Tensor] = {}
@@ -242,9 +309,13 @@ class TreeWalk:
         self._advance(len(self.tree))
 
     def _advance(self, stop: int) -> None:
+        with self.drop.within(self.network) if self.drop else nullcontext():
+            self._run_nodes(stop)
+
+    def _run_nodes(self, stop: int) -> None:
         if self.done == 0:
             self._announce(ROOT)
-            self.activations[ROOT] = self.network.stem(self.input)
+            self.activations[ROOT] = self._stem()
             del self.input
         for index in range(self.done, stop):
             ref, parent = self.tree.nodes[index]
@@ -254,6 +325,11 @@ class TreeWalk:
             if self.unread[index]:
                 self.activations[index] = x
         self.done = stop
+
+    def _stem(self) -> Tensor:
+        if self.drop is None or self.drop.mask is None:
+            return self.network.stem(self.input)
+        return self.network.masked_stem(self.input, self.drop.mask)
 
     def _take(self, index: int, x: Tensor) -> None:
         """What a node's output is for, besides the nodes that read it."""
@@ -279,11 +355,19 @@ class TreeWalk:
 class FeatureWalk(TreeWalk):
     """A walk that keeps the output of each subnet's last block in every stage, and runs no head."""
 
-    def __init__(self, network: StagedNetwork, tree: PrefixTree, x: Tensor, *, tracked: bool = False) -> None:
+    def __init__(
+        self,
+        network: StagedNetwork,
+        tree: PrefixTree,
+        x: Tensor,
+        *,
+        tracked: bool = False,
+        drop: Drop | None = None,
+    ) -> None:
         self.ends = {leaf: _stage_ends(tree, leaf) for leaf in tree.leaves}
         self.kept = {index for ends in self.ends.values() for index in ends}
         self.outputs: dict[int, Tensor] = {}
-        super().__init__(network, tree, x, tracked=tracked)
+        super().__init__(network, tree, x, tracked=tracked, drop=drop)
 
     def features(self) -> list[tuple[Tensor, ...]]:
         """Run what is left; of each of the tree's subnets the stages' outputs [B, C, h, w], first to last."""
@@ -292,7 +376,7 @@ class FeatureWalk(TreeWalk):
 
     def _take(self, index: int, x: Tensor) -> None:
         if index in self.kept:
-            self.outputs[index] = x
+            self.outputs[index] = self.network.feature_map(x)
 
 
 def _stage_ends(tree: PrefixTree, leaf: int) -> list[int]:
@@ -354,8 +438,10 @@ class TreeForward(nn.Module):
         super().__init__()
         self.network, self.auxiliary = network, auxiliary
 
-    def forward(self, inputs: Sequence[Tensor], trees: Sequence[PrefixTree]) -> list[list[Tensor]]:
+    def forward(
+        self, inputs: Sequence[Tensor], trees: Sequence[PrefixTree], drops: Sequence[Drop | None] = ()
+    ) -> list[list[Tensor]]:
         """See `StagedNetwork.forward_trees`; with `auxiliary` the main network's pass (`run`) is all."""
         if self.auxiliary is not None:
             return [self.auxiliary.run(self.network, inputs[0])]
-        return self.network.forward_trees(inputs, trees)
+        return self.network.forward_trees(inputs, trees, drops)

@@ -5,10 +5,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from ..errors import ConfigError
+from .drop import PATHS
 from .staged import StagedNetwork
-
-_PLACES = ("drop_path", "drop_path1", "drop_path2")
-"""Where timm's blocks call what drops a branch; None or an identity without it."""
 
 
 class Survival(nn.Module):
@@ -55,7 +53,7 @@ def set_survival(network: StagedNetwork, last: float) -> None:
         block = network.stages[ref.stage][ref.block]
         if not network.has_shortcut(block):
             continue
-        places = [name for name in _PLACES if hasattr(block, name)]
+        places = [name for name in PATHS if hasattr(block, name)]
         if not places:
             raise ConfigError(
                 f"method.name is 'stochastic_depth'; {network.name or type(network).__name__}'s "

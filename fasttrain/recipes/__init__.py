@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from ..config import Config, from_dict
 from ..errors import ConfigError
-from . import cifar, demo, finetune, imagenet
+from . import augsub, cifar, demo, finetune, imagenet, rsb
 
 RECIPES: dict[str, Callable[[], Config]] = {
     **imagenet.RECIPES,
+    **rsb.RECIPES,
+    **augsub.RECIPES,
     **finetune.RECIPES,
     **cifar.RECIPES,
     **demo.RECIPES,
@@ -35,6 +39,14 @@ def recipe(name: str) -> Config:
 def describe(name: str) -> str:
     """The first line of a recipe's documentation."""
     return (RECIPES[name].__doc__ or "").strip().splitlines()[0]
+
+
+def sources(name: str) -> str:
+    """Where a recipe's values come from: its documentation and its file's; empty for an earlier run's."""
+    if name not in RECIPES:
+        return ""
+    function = RECIPES[name]
+    return f"{inspect.getdoc(function)}\n\n{inspect.getdoc(sys.modules[function.__module__])}"
 
 
 def _from_file(path: Path) -> Config:

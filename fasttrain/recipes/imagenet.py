@@ -1,4 +1,4 @@
-"""ImageNet recipes of the ST and ST++ papers, ResNet-50.
+"""ImageNet recipes of the ST and ST++ papers, ResNet-50 and ResNet-101.
 
 Each `-published` twin follows the published code (NIPS22-ST, train.py) to the letter where its plain
 namesake takes this project's fast modes; the batch-norm statistics and the accuracy it reports are meant
@@ -137,6 +137,21 @@ def rn50_st_100() -> Config:
     return _epochs_100(rn50_st_200(), "rn50-st-100")
 
 
+def rn101_ct_100() -> Config:
+    """ResNet-101, common training, 100 epochs, batch 512 (the ST papers' ImageNet setting)."""
+    return _rn101(rn50_ct_100(), "rn101-ct-100")
+
+
+def rn101_st_100() -> Config:
+    """ResNet-101, ST with one subnet, 100 epochs, batch 512 (the ST papers' ImageNet setting)."""
+    return _rn101(rn50_st_100(), "rn101-st-100")
+
+
+def _rn101(base: Config, recipe: str) -> Config:
+    """Epochs and batch are the papers'; the rest is the published code's, which trains it by --depth 101."""
+    return replace(base, recipe=recipe, model=replace(base.model, name="resnet101"))
+
+
 def _method(base: Config, recipe: str, **options: Any) -> Config:
     return replace(base, recipe=recipe, method=replace(base.method, **options))
 
@@ -148,7 +163,7 @@ def _smaller_inputs(base: Config, recipe: str) -> Config:
 
 
 def _epochs_100(base: Config, recipe: str) -> Config:
-    """The published code's own values otherwise: the paper's learning rate and batch were not at hand."""
+    """The published code's own values otherwise, its batch of 512 the paper's too."""
     return replace(base, recipe=recipe, run=replace(base.run, epochs=100))
 
 
@@ -231,4 +246,8 @@ _FAST = {
     )
 }
 
-RECIPES = _FAST | {f"{name}-published": _twin(name, function) for name, function in _FAST.items()}
+RECIPES = (
+    _FAST
+    | {f"{name}-published": _twin(name, function) for name, function in _FAST.items()}
+    | {"rn101-ct-100": rn101_ct_100, "rn101-st-100": rn101_st_100}
+)

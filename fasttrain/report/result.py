@@ -48,6 +48,8 @@ def _method(run: RunData) -> str:
     if name == "stimulative":
         count, inputs = run.config.get("method.subnets"), run.config.get("method.subnet_inputs")
         return f"stimulative, {count} subnet{'' if count == 1 else 's'} per step, {inputs} inputs"
+    if name == "augsub":
+        return f"augsub, {run.config.get('method.drop')} at ratio {run.config.get('method.drop_ratio')}"
     return str(name or MISSING)
 
 

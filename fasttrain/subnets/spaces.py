@@ -191,12 +191,16 @@ def sampling_space(
         sampling: `ordered`, `stochastic` or `raw`.
         spec: see `ordered_space`; `default` with `raw`.
         depths: the network's blocks per stage.
-        without_shortcut: its blocks without a shortcut, of which raw sampling takes no part.
+        without_shortcut: its blocks without a shortcut, of which raw sampling takes no part, and which
+            stochastic sampling cannot leave out.
 
     Raises:
-        ConfigError: a `spec` that does not fit the network or the scheme.
+        ConfigError: a `spec` that does not fit the network or the scheme, or a scheme that does not fit the
+            network.
     """
     if sampling == "raw":
+        if len(without_shortcut) == sum(depths):
+            raise _undefined(sampling)
         if spec != "default":
             raise ConfigError(f"method.space is {spec!r}; allowed: default with sampling=raw")
         return RawSpace(tuple(depths), without_shortcut)
@@ -207,4 +211,13 @@ def sampling_space(
         raise ConfigError(
             f"method.space is {spec!r}; sampling=stochastic needs the full depth of every stage"
         )
+    if any(ref.block >= space.minimum[ref.stage] for ref in without_shortcut):
+        raise _undefined(sampling)
     return StochasticSpace(space.minimum, space.depths)
+
+
+def _undefined(sampling: str) -> ConfigError:
+    return ConfigError(
+        f"method.sampling is {sampling!r}; allowed for a network whose blocks have no shortcuts to stand for "
+        "them: ordered"
+    )

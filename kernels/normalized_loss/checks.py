@@ -8,8 +8,9 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
-Supervision = Literal["kl", "ce_teacher", "ce_target", "dkd", "mse"]
+Supervision = Literal["kl", "ce_teacher", "ce_target", "dkd", "mse", "bce_teacher"]
 Normalization = Literal["layer_norm", "l2", "none"]
+MainLoss = Literal["ce", "bce"]
 
 _LARGEST = 1e9  # far from float32's bounds
 _DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)

@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 
 from .. import runtime
 from . import reference
-from .checks import Normalization, Options, Supervision, check_tensors
+from .checks import MainLoss, Normalization, Options, Supervision, check_tensors
 from .reference import StimulativeLoss
 
 FIELDS = 8
@@ -43,6 +43,8 @@ def stimulative_loss(
     label_smoothing: float = 0.0,
     ensemble: float = 0.0,
     scale_by_teacher: bool = False,
+    main_loss: MainLoss = "ce",
+    target_threshold: float = 0.0,
     kernels: runtime.Kernels = "reference",
     check_targets: bool = False,
 ) -> StimulativeLoss:
@@ -56,7 +58,7 @@ def stimulative_loss(
         subnets: K tensors of logits [B, C], or [K, B, C].
         targets: class indices, int64 [B], or probabilities [B, C].
         weights: of the subnets.
-        supervision: `kl`, `ce_teacher` or `ce_target`; `dkd` or `mse`, which have no kernels.
+        supervision: `kl`, `ce_teacher` or `ce_target`; `dkd`, `mse` or `bce_teacher`, which have none.
         normalize: `layer_norm`, `l2` or `none`.
         normalize_main: whether the main cross-entropy sees normalized logits too.
         amplitude: factor on normalized logits.
@@ -65,6 +67,8 @@ def stimulative_loss(
         label_smoothing: of the targets.
         ensemble: share by which each subnet moves the teacher of those after it; without kernels, but for 0.
         scale_by_teacher: both sides of the KL times the main logits' deviation; without kernels.
+        main_loss: `ce`, or `bce`, which has no kernels.
+        target_threshold: of `bce`.
         kernels: `triton` or `reference`; `implementation` tells which one runs.
         check_targets: look for class indices out of range on any device, not on a CPU alone; waits for it.
 
@@ -74,7 +78,7 @@ def stimulative_loss(
     options = Options(
         supervision, normalize, normalize_main, amplitude, temperature, main_weight, label_smoothing
     )
-    plain = ensemble == 0 and not scale_by_teacher
+    plain = ensemble == 0 and not scale_by_teacher and main_loss == "ce"
     if not plain or implementation(kernels, supervision, main) == "reference":
         return reference.stimulative_loss(
             main,
@@ -83,6 +87,8 @@ def stimulative_loss(
             weights=weights,
             ensemble=ensemble,
             scale_by_teacher=scale_by_teacher,
+            main_loss=main_loss,
+            target_threshold=target_threshold,
             check_targets=check_targets,
             **options._asdict(),
         )

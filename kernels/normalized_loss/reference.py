@@ -6,13 +6,13 @@ Axes: B images, C classes, K subnets.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .checks import Normalization, Options, Supervision, check_share, check_tensors
+from .checks import MainLoss, Normalization, Options, Supervision, check_share, check_tensors
 
 EPS = 1e-7  # of the published code's layer norm and L2 norm
 
@@ -22,7 +22,7 @@ class StimulativeLoss(NamedTuple):
 
     Attributes:
         total: main_weight * main + sum of weights * subnets; the one differentiable value.
-        main: the main network's cross-entropy, detached.
+        main: the main network's loss, detached.
         subnets: each subnet's loss before its weight [K], detached.
         hits: images whose target is among the main network's best class and best five, int64 [2].
     """
@@ -48,6 +48,8 @@ def stimulative_loss(
     label_smoothing: float = 0.0,
     ensemble: float = 0.0,
     scale_by_teacher: bool = False,
+    main_loss: MainLoss = "ce",
+    target_threshold: float = 0.0,
     check_targets: bool = False,
 ) -> StimulativeLoss:
     """Cross-entropy of the main network, and each subnet's distance to the main network's output.
@@ -63,7 +65,8 @@ def stimulative_loss(
         weights: each subnet's weight in the total.
         supervision: `kl`: KL(main || subnet) at `temperature`, times temperature squared; `ce_teacher`:
             cross-entropy to softmax(main); `ce_target`: cross-entropy to the targets; `dkd`: decoupled
-            KL (see `_decoupled_kl`); `mse`: mean squared difference of the softmaxes, over B and C.
+            KL (see `_decoupled_kl`); `mse`: mean squared difference of the softmaxes, over B and C;
+            `bce_teacher`: binary cross-entropy to the sigmoid of main, mean over B and C.
         normalize: of each row of logits over the classes: `layer_norm` (zero mean, unit variance), `l2`
             (unit length) or `none`; the first two times `amplitude`.
         normalize_main: whether the main cross-entropy sees normalized logits too.
@@ -75,6 +78,8 @@ def stimulative_loss(
             subnet's normalized logits in layer norm; 0: the main logits teach all.
         scale_by_teacher: multiply the logits of both sides of the KL by the main logits' standard deviation
             over the classes (unbiased; of normalized logits where they are normalized).
+        main_loss: of the main network: `ce`, or `bce`, see `binary_cross_entropy`.
+        target_threshold: of `bce`.
         check_targets: look for class indices out of range on any device, not on a CPU alone; waits for it.
 
     Raises:
@@ -85,13 +90,20 @@ def stimulative_loss(
     )
     options.check()
     check_share("ensemble", ensemble)
+    check_share("target_threshold", target_threshold)
+    if main_loss not in get_args(MainLoss):
+        raise ValueError(f"main_loss is {main_loss!r}; allowed: {', '.join(get_args(MainLoss))}")
     check_tensors(main, subnets, targets, weights, supervision, check_targets=check_targets)
     main = _at_least_float32(main)
     targets = targets.detach().to(main.dtype) if targets.ndim == 2 else targets
     normalized = normalize_logits(main, normalize, amplitude)
-    main_loss = F.cross_entropy(
-        normalized if normalize_main else main, targets, label_smoothing=label_smoothing
-    )
+    judged = normalized if normalize_main else main
+    if main_loss == "bce":
+        own = binary_cross_entropy(
+            judged, targets, label_smoothing=label_smoothing, threshold=target_threshold
+        )
+    else:
+        own = F.cross_entropy(judged, targets, label_smoothing=label_smoothing)
     teacher = normalized.detach()
     scale = teacher.std(dim=-1, keepdim=True) if scale_by_teacher else 1.0
     losses = []
@@ -100,11 +112,11 @@ def stimulative_loss(
         losses.append(_subnet_loss(student, teacher, targets, options, scale))
         if ensemble:
             teacher = teacher.lerp(normalize_logits(student.detach(), "layer_norm", 1.0), ensemble)
-    total = main_weight * main_loss
+    total = main_weight * own
     for weight, loss in zip(weights, losses, strict=True):
         total = total + weight * loss
     detached = torch.stack([loss.detach() for loss in losses]) if losses else main.new_zeros(0)
-    return StimulativeLoss(total, main_loss.detach(), detached, _hits(main.detach(), targets))
+    return StimulativeLoss(total, own.detach(), detached, _hits(main.detach(), targets))
 
 
 def normalize_logits(logits: Tensor, normalize: Normalization, amplitude: float) -> Tensor:
@@ -118,6 +130,26 @@ def normalize_logits(logits: Tensor, normalize: Normalization, amplitude: float)
     raise ValueError(f"normalize is {normalize!r}; allowed: layer_norm, l2, none")
 
 
+def binary_cross_entropy(
+    logits: Tensor, targets: Tensor, *, label_smoothing: float = 0.0, threshold: float = 0.0
+) -> Tensor:
+    """A binary cross-entropy for each class, mean over images and classes (Wightman et al. 2021).
+
+    Args:
+        logits: [B, C].
+        targets: class indices, int64 [B], or the classes' shares of an image, [B, C], as mixup makes them.
+        label_smoothing: s; a share t becomes (1 - s) * t + s / C, as in `F.cross_entropy`.
+        threshold: shares above it count as 1 and the others as 0, after the smoothing; 0: as they are.
+    """
+    classes = logits.shape[1]
+    if targets.ndim == 1:
+        targets = (targets[:, None] == torch.arange(classes, device=targets.device)).to(logits.dtype)
+    targets = (1 - label_smoothing) * targets + label_smoothing / classes
+    if threshold:
+        targets = (targets > threshold).to(logits.dtype)
+    return F.binary_cross_entropy_with_logits(logits, targets)
+
+
 def _subnet_loss(
     student: Tensor, teacher: Tensor, targets: Tensor, options: Options, scale: Tensor | float
 ) -> Tensor:
@@ -128,6 +160,8 @@ def _subnet_loss(
         return F.cross_entropy(student, teacher.softmax(dim=-1))
     if options.supervision == "dkd":
         return _decoupled_kl(student, teacher, targets)
+    if options.supervision == "bce_teacher":
+        return F.binary_cross_entropy_with_logits(student, teacher.sigmoid())
     if options.supervision == "mse":
         return F.mse_loss(student.softmax(dim=-1), teacher.softmax(dim=-1))
     return F.cross_entropy(student, targets, label_smoothing=options.label_smoothing)

@@ -24,7 +24,10 @@ FEW = ("--images", "9", "--batch", "9")
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of runs on striped images: ct, stpp (two epochs), and alone, a subnet trained individually."""
+    """A folder of runs on striped images.
+
+    ct; stpp, of two epochs; alone, a subnet that was trained individually; larger, of another network.
+    """
     folder = tmp_path_factory.mktemp("analysis")
     write_images(folder / "train", 12, 0)
     write_images(folder / "val", 5, 1)
@@ -37,7 +40,12 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     go("stpp", run={"epochs": 2})
     go("ct", method={"name": "common", "subnets": 0, "subnet_inputs": "full", "sizes": ()})
     alone = {"main_weight": 0.0, "supervision": "ce_target", "space": "1,2,3", "subnets": 1}
-    go("alone", method={**alone, "subnet_inputs": "full", "sizes": (), "normalize": "none"})
+    go("larger", model={"name": "cifar_resnet32"}, run={"max_steps": 1}, method={"sizes": (16,)})
+    go(
+        "alone",
+        run={"epochs": 2},
+        method={**alone, "subnet_inputs": "full", "sizes": (), "normalize": "none"},
+    )
     return folder
 
 
@@ -83,8 +91,21 @@ def test_subnets_repeat_the_evaluation_and_find_the_best_in_the_budget(
     assert stpp["top1"][best] == max(stpp["top1"][i] for i in affordable)
     (alone,) = found["alone"]
     assert alone["depths"] == [1, 2, 3]
-    expected = evaluate_checkpoint(runs / "alone" / "checkpoints" / "best.pt", device="cpu").subnets[0]
-    assert alone["top1"] == pytest.approx(expected.top1[expected.depths.index((1, 2, 3))])
+    last = runs / "alone" / "checkpoints" / "step-00000008.pt"  # its best is its untrained main network's
+    assert [alone["top1"]] == pytest.approx(evaluate_checkpoint(last, device="cpu").subnets[0].top1)
+
+
+def test_a_smaller_network_of_the_same_blocks_is_a_subnet_alone(
+    runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    larger, ct = str(runs / "larger"), str(runs / "ct")
+    status, _, found = analyze(capsys, "subnets", larger, "--space", "3,3,3-4", *FEW, "--alone", ct)
+    assert status == 0
+    ((alone,), (network,)) = found["alone"], found["networks"]
+    assert alone["depths"] == network["depths"][0] == [3, 3, 3]
+    assert alone["gflops"] == network["gflops"][0]
+    _, _, own = analyze(capsys, "subnets", ct, "--subnets", "1", *FEW)
+    assert alone["top1"] == own["networks"][0]["main"]
 
 
 def test_deletion_of_one_and_of_several_agree(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -189,10 +210,6 @@ def odd(runs: Path) -> Path:
     shutil.copytree(runs / "ct", folder / "truncated")
     path = folder / "truncated" / "checkpoints" / "best.pt"
     path.write_bytes(path.read_bytes()[:1000])
-    shutil.copytree(runs / "stpp", folder / "larger")
-    settings = json.loads((folder / "larger" / "config.json").read_text())
-    settings["model"]["name"] = "cifar_resnet56"
-    (folder / "larger" / "config.json").write_text(json.dumps(settings))
     (folder / "file").write_text("")
     return folder
 
@@ -213,14 +230,21 @@ def odd(runs: Path) -> Path:
         ("subnets ct --val nowhere", 3, "nowhere"),
         ("subnets ct --alone stpp --images 3", 2, "--alone stpp trained more than one network"),
         ("delete-one ct --budget 1", 2, "--budget"),
-        ("delete-one odd/truncated", 4, "damaged"),
+        ("delete-one odd/truncated", 4, "odd/truncated/checkpoints/best.pt"),
         ("delete-several ct --samples -1", 2, "--samples is -1; allowed: at least 0"),
         ("permute ct --samples 0", 2, "--samples is 0; allowed: at least 1"),
         ("receptive-field ct --sizes 2", 2, "--sizes has 2; allowed for cifar_resnet20: at least 4"),
         ("kl nowhere", 4, "no checkpoint in"),
         ("epochs odd", 2, "allowed here: a run's folder"),
         ("epochs odd/unevaluated", 3, "was never evaluated"),
-        ("number ct odd/larger", 2, "the runs are of cifar_resnet20, cifar_resnet56"),
+        ("number stpp larger", 2, "the runs are of cifar_resnet20, cifar_resnet32"),
+        ("kl ct larger", 2, "allowed here: runs of one network"),
+        (
+            "delete-one ct larger",
+            2,
+            "ct is a cifar_resnet20, larger a cifar_resnet32; allowed here: runs of one",
+        ),
+        ("subnets ct --alone larger --images 3", 2, "--alone larger is a cifar_resnet32, whose layer1.3.bn1"),
         ("number ct", 2, "all runs trained with 0 subnets"),
         ("epochs ct -o odd/file", 2, "cannot write to --output"),
     ],

@@ -230,6 +230,7 @@ def test_other_classes_are_refused(tmp_path: Path) -> None:
         ("torchvision", "resnet50d", (3, 4, 6, 3), "resnext101_64x4d, mobilenetv3_large_100"),
         ("torchvision", "cifar_resnet20", (3, 3, 3), "resnet18, resnet34"),
         ("timm", "cifar_resnet20", (3, 3, 3), "safetensors and onnx take all"),
+        ("timm", "cifar_resnet50", (3, 4, 6, 3), "safetensors and onnx take all"),
         ("timm", "cifar_mobilenetv3_large", (1, 2, 3, 4, 2, 3), "safetensors and onnx take all"),
     ],
 )

@@ -14,6 +14,7 @@ from fasttrain.guards.finite import LateCheck, gradient_norm
 from fasttrain.hardware import Precision
 from fasttrain.step import StepResult, TrainStep
 from tests.networks import tiny_images, tiny_resnet
+from tests.test_optim import IMPLEMENTATIONS
 
 
 def build_step(allowed: int = 0, **optim: object) -> TrainStep:
@@ -35,15 +36,19 @@ def train(step: TrainStep, index: int, *, poison: bool = False) -> StepResult:
 
 
 def state(step: TrainStep) -> list[Tensor]:
-    """Copies of weights and momentum."""
-    momentum = [entry["momentum_buffer"] for entry in step.optimizer.state.values()]
-    return [each.detach().clone() for each in (*step.forward.parameters(), *momentum)]
+    """Copies of weights, and of all that the optimizer keeps: moments, counts of steps."""
+    moments = [each for entry in step.optimizer.state.values() for each in entry.values()]
+    counts = [group["step"] for group in step.optimizer.param_groups if "step" in group]
+    tensors = [*step.forward.parameters(), *moments, *counts]
+    return [torch.as_tensor(each).detach().clone() for each in tensors]
 
 
-@pytest.mark.parametrize("impl", ["fused", "foreach"])
+@pytest.mark.parametrize(("name", "impl"), IMPLEMENTATIONS)
 @pytest.mark.parametrize("clip", [0.0, 1.0])
-def test_a_poisoned_batch_changes_no_weight_and_is_told_a_step_late(impl: str, clip: float) -> None:
-    step = build_step(impl=impl, clip=clip)
+def test_a_poisoned_batch_changes_no_weight_and_is_told_a_step_late(
+    name: str, impl: str, clip: float
+) -> None:
+    step = build_step(name=name, impl=impl, clip=clip)
     train(step, 0)
     before = state(step)
     assert torch.isnan(train(step, 1, poison=True).gradient_norm)

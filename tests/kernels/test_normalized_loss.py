@@ -11,16 +11,23 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from timm.loss import BinaryCrossEntropy
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bench.case import Check
 from bench.kernels.normalized_loss import Inputs, checks, compare
 from fasttrain.kernels import runtime
-from fasttrain.kernels.normalized_loss import StimulativeLoss, implementation, stimulative_loss
+from fasttrain.kernels.normalized_loss import (
+    StimulativeLoss,
+    binary_cross_entropy,
+    implementation,
+    normalize_logits,
+    stimulative_loss,
+)
 from fasttrain.kernels.normalized_loss.checks import Options
 
 NORMALIZATIONS = ("layer_norm", "l2", "none")
-SUPERVISIONS = ("kl", "ce_teacher", "ce_target", "dkd", "mse")
+SUPERVISIONS = ("kl", "ce_teacher", "ce_target", "dkd", "mse", "bce_teacher")
 DEVICE = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
 
 
@@ -70,6 +77,9 @@ def by_hand(
         return main_loss, kl(*pairs) + kl(*(a / a.sum(1, keepdims=True) for a in others))
     if options["supervision"] == "mse":
         return main_loss, ((p - q) ** 2).mean()
+    if options["supervision"] == "bce_teacher":
+        p, q = (1 / (1 + np.exp(-z)) for z in (teacher, normalized(student)))
+        return main_loss, -(p * np.log(q) + (1 - p) * np.log(1 - q)).mean()
     return main_loss, cross_entropy(normalized(student))
 
 
@@ -171,6 +181,64 @@ def test_soft_targets_equal_hard_ones_where_they_are_one_hot() -> None:
     )
 
 
+@pytest.mark.parametrize("normalize_main", [True, False])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("soft", [False, True])
+def test_binary_cross_entropy_equals_torchs(soft: bool, smoothing: float, normalize_main: bool) -> None:
+    """In float64, with its gradients; the subnets' losses stay as they are."""
+    main, subnets, targets = tensors()
+    hard = np.eye(11)[targets.numpy()]
+    shares = 0.7 * hard + 0.3 * hard[::-1] if soft else hard  # as mixup makes them
+    loss = stimulative_loss(
+        main,
+        subnets,
+        torch.from_numpy(shares.copy()) if soft else targets,
+        weights=[0.0] * 3,
+        normalize_main=normalize_main,
+        label_smoothing=smoothing,
+        main_weight=0.7,
+        main_loss="bce",
+    )
+    judged = normalize_logits(main, "layer_norm", 1.0) if normalize_main else main
+    smoothed = torch.from_numpy((1 - smoothing) * shares + smoothing / 11)
+    expected = torch.nn.BCEWithLogitsLoss()(judged, smoothed)
+    torch.testing.assert_close(loss.main, expected.detach(), rtol=1e-12, atol=0)
+    ours, theirs = (torch.autograd.grad(total, main)[0] for total in (loss.total, 0.7 * expected))
+    torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-14)
+    plain = stimulative_loss(main, subnets, targets, weights=[0.0] * 3)
+    assert torch.equal(loss.subnets, plain.subnets)
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.2, 0.4])
+def test_a_threshold_makes_targets_of_many_classes(threshold: float) -> None:
+    """As timm's loss has it: both classes of a mixed image count in full above the threshold."""
+    main, _, targets = tensors()
+    one_hot = torch.nn.functional.one_hot(targets, 11).double()
+    shares = 0.7 * one_hot + 0.3 * one_hot.roll(1, 1)
+    expected = BinaryCrossEntropy(smoothing=0.0, target_threshold=threshold or None)(main, shares)
+    torch.testing.assert_close(binary_cross_entropy(main, shares, threshold=threshold), expected)
+    if threshold:
+        many = one_hot + (one_hot.roll(1, 1) if threshold == 0.2 else 0)
+        by_hand = torch.nn.functional.binary_cross_entropy(main.sigmoid(), many)
+        torch.testing.assert_close(expected, by_hand, rtol=1e-10, atol=0)
+
+
+def test_binary_cross_entropy_runs_the_reference_on_any_kernels() -> None:
+    main, _, targets = tensors()
+    values = [
+        stimulative_loss(
+            main.float(),
+            [],
+            targets,
+            weights=[],
+            main_loss="bce",
+            kernels=kernels,
+        ).main
+        for kernels in ("reference", "triton")
+    ]
+    assert torch.equal(*values)
+
+
 def test_what_does_not_fit_is_refused() -> None:
     main, subnets, targets = tensors()
     with pytest.raises(ValueError, match="2 weights for 3 subnets"):
@@ -181,12 +249,14 @@ def test_what_does_not_fit_is_refused() -> None:
         stimulative_loss(main[0], [], targets, weights=[])
     with pytest.raises(ValueError, match="allowed: layer_norm, l2, none"):
         stimulative_loss(main, [], targets, weights=[], normalize="batch")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="allowed: kl, ce_teacher, ce_target, dkd, mse"):
+    with pytest.raises(ValueError, match="allowed: kl, ce_teacher, ce_target, dkd, mse, bce_teacher"):
         stimulative_loss(main, subnets, targets, weights=[1.0] * 3, supervision="cosine")  # type: ignore[arg-type]
     refused: list[tuple[dict[str, Any], str]] = [
         ({"temperature": 0.0}, "temperature is 0.0; allowed: above 0"),
         ({"amplitude": -1.0}, "amplitude is -1.0"),
         ({"label_smoothing": 1.5}, "label_smoothing is 1.5; allowed: 0 to 1"),
+        ({"main_loss": "hinge"}, "main_loss is 'hinge'; allowed: ce, bce"),
+        ({"main_loss": "bce", "target_threshold": -1.0}, "target_threshold is -1.0; allowed: 0 to 1"),
         ({"kernels": "cuda"}, "kernels is 'cuda'; allowed: triton, reference"),
     ]
     for options, message in refused:

@@ -9,16 +9,18 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
 
 from fasttrain.cli import main
-from fasttrain.config import Config
+from fasttrain.config import Config, Optim
 from fasttrain.guards.lock import lock, look
 from fasttrain.launch import preflight
 from fasttrain.launch.torchrun import options
 from fasttrain.models import create_model
+from fasttrain.optim import build_optimizer
 from tests.faults.harness import write_images
 
 
@@ -115,13 +117,15 @@ def test_a_full_disk(
     assert "is on a disk with 4 MB left" in output
 
 
-def test_the_size_of_a_checkpoint_is_foreseen(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["sgd", "adamw", "lamb"])
+def test_the_size_of_a_checkpoint_is_foreseen(name: Literal["sgd", "adamw", "lamb"], tmp_path: Path) -> None:
     network = create_model("cifar_resnet20", 10)
-    optimizer = torch.optim.SGD(network.parameters(), 0.1, momentum=0.9)
+    optim = Optim(name=name)
+    optimizer = build_optimizer(network.parameters(), optim, torch.device("cpu"))
     network(torch.randn(2, 3, 32, 32)).sum().backward()
     optimizer.step()
     torch.save([network.state_dict(), optimizer.state_dict()], tmp_path / "x.pt")
-    foreseen = preflight.checkpoint_bytes(network, Config())
+    foreseen = preflight.checkpoint_bytes(network, Config(optim=optim))
     assert (tmp_path / "x.pt").stat().st_size == pytest.approx(foreseen, rel=0.1)
 
 

@@ -126,6 +126,8 @@ def test_steps_learn_and_fused_batch_norms_stay_right() -> None:
     assert sum(losses[-3:]) < sum(losses[:3])
 
 
-def test_a_survival_out_of_range_is_refused() -> None:
+def test_values_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"model\.drop_path is 0\.1; allowed: 0 with .* stochastic_depth"):
+        Config(model=Model(drop_path=0.1), method=Method(name="stochastic_depth"))
     with pytest.raises(ConfigError, match=r"method\.survival is 0\.0; allowed: 0\.01 to 1"):
         Method(name="stochastic_depth", survival=0.0)

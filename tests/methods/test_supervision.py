@@ -148,9 +148,11 @@ def test_the_trained_network_holds_no_classifier() -> None:
 def test_what_cannot_be_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"method\.backward is 'split'; allowed: joint with .*layer_superv"):
         Method(name="layer_supervision", backward="split")
+    with pytest.raises(ConfigError, match=r"method\.main_loss is 'bce'; allowed: ce with .*stage_superv"):
+        Method(name="stage_supervision", main_loss="bce")
     with pytest.raises(ConfigError, match=r"method\.distillation is 1\.5; allowed: 0 to 1"):
         Method(name="self_distillation", distillation=1.5)
-    with pytest.raises(ConfigError, match=r"has \(2,\) blocks per stage; allowed .* two or more"):
+    with pytest.raises(ConfigError, match=r"has \(2,\) blocks per stage; allowed .* two or more stages"):
         build_classifiers(tiny_resnet((2,)), "stages", 32)
 
 

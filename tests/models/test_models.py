@@ -75,6 +75,28 @@ def test_cifar_resnets_have_the_papers_size(layers: int, parameters: float) -> N
     assert network(torch.randn(2, 3, 32, 32)).shape == (2, 10)
 
 
+def test_the_bottleneck_variant_for_small_images_keeps_their_resolution() -> None:
+    """32 pixels end as 4; weights and blocks are those of timm's network."""
+    network = create_model("cifar_resnet50", 10)
+    network.load_state_dict(timm.create_model("resnet50", num_classes=10).state_dict())
+    sides: list[int] = []
+    for stage in network.stages:
+        stage[-1].register_forward_hook(lambda _m, _a, out: sides.append(out.shape[-1]))
+    assert network(torch.randn(2, 3, 32, 32)).shape == (2, 10)
+    assert sides == [32, 16, 8, 4]
+    assert network.reduction == 8
+    assert network.depths == (3, 4, 6, 3)
+    plain = timm.create_model("resnet50", num_classes=10).eval()
+    plain.load_state_dict(network.state_dict())
+    x = torch.randn(2, 64, 32, 32)
+    blocks = [block for stage in network.eval().stages for block in stage]
+    with torch.no_grad():
+        expected = plain.layer4(plain.layer3(plain.layer2(plain.layer1(x))))
+        for block in blocks:
+            x = block(x)
+    assert torch.equal(x, expected)
+
+
 def test_initialization_is_the_published_codes() -> None:
     network = create_model("resnet50", 1000)
     for module in network.modules():
@@ -88,7 +110,15 @@ def test_initialization_is_the_published_codes() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["vit_tiny_patch16_224", "resnet51", "mobilenetv4_conv_small", "cifar_resnet21", ""]
+    "name",
+    [
+        "vit_tiny_patch16_225",
+        "convnext_tiny.fb_in1k",
+        "resnet51",
+        "mobilenetv4_conv_small",
+        "cifar_resnet21",
+        "",
+    ],
 )
 def test_unknown_names_are_refused(name: str) -> None:
     with pytest.raises(ConfigError, match="allowed: a timm ResNet"):

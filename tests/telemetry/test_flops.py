@@ -8,7 +8,7 @@ import torch
 from fasttrain import flops
 from fasttrain.methods import Pass, Plan
 from fasttrain.models import TreeForward
-from fasttrain.subnets import BlockRef, Part, PrefixTree, Subnet, ordered_subnet
+from fasttrain.subnets import Part, PrefixTree, Subnet, ordered_subnet
 from fasttrain.telemetry.peak import matrix_rate
 
 
@@ -39,7 +39,7 @@ def test_counting_draws_no_random_numbers() -> None:
     flops.meta_network.cache_clear()
     before = torch.get_rng_state()
     network = flops.meta_network("cifar_resnet20", 7)
-    flops.SideCosts(network, 40).block(BlockRef(0, 0))
+    flops.SideCosts(network, 40).tree(PrefixTree([network.full]))
     assert torch.equal(before, torch.get_rng_state())
 
 

@@ -1,0 +1,106 @@
+"""AugSub (Heo et al. 2023, also published as MaskSub): the main network under more drop follows itself."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .. import config
+from ..kernels.normalized_loss import StimulativeLoss, stimulative_loss
+from ..kernels.runtime import Kernels
+from ..models import Drop, Mask, StagedNetwork, check_drop
+from ..randomness import Stream, generator
+from ..subnets import PrefixTree
+from .method import Plan
+
+WEIGHT = 0.5
+"""Of either loss."""
+
+
+class AugSub:
+    """Half the loss of the main network, and half that of a sub-model whose target is the main output.
+
+    The sub-model has the main network's weights and blocks, and more drop: for images x, targets y and the
+    softmax s,
+
+        L = 1/2 CE(f(x), y) + 1/2 CE(f_drop(x), s(f(x))),
+
+    where f(x) in the second term is the teacher and gets no gradient. With `main_loss` bce both terms are
+    binary cross-entropies, and s is the sigmoid. Each image has a mask of its own. What is dropped depends on
+    (seed, epoch, step, rank) alone, and on the kind of device.
+    """
+
+    def __init__(
+        self,
+        options: config.Method,
+        network: StagedNetwork,
+        *,
+        seed: int,
+        rank: int = 0,
+        kernels: Kernels = "reference",
+    ) -> None:
+        """Set up for one network and run.
+
+        Args:
+            options: the method's configuration.
+            network: what is trained.
+            seed: of the draws.
+            rank: of this process: each drops otherwise.
+            kernels: implementation of the loss.
+
+        Raises:
+            ConfigError: a kind of drop that is not defined on the network.
+        """
+        check_drop(network, options.drop)
+        self.options, self.seed, self.rank, self.kernels = options, seed, rank, kernels
+        self.tree = PrefixTree([network.full])
+        self.square = network.mask_square or options.mask_square
+
+    def plan(self, images: Tensor, small: Sequence[Tensor], *, epoch: int, step: int) -> Plan:
+        """The main network and the sub-model, each in a pass over the full-size batch."""
+        drop = self._draw(images, epoch, step)
+        return Plan((images, images), (self.tree, self.tree), ((1, 0),), (WEIGHT,), drops=(None, drop))
+
+    def _draw(self, images: Tensor, epoch: int, step: int) -> Drop:
+        kind, ratio = self.options.drop, self.options.drop_ratio
+        seeds = generator(self.seed, Stream.DROP, epoch, step).integers(2**63, size=self.rank + 1)
+        rng = None if images.is_meta else torch.Generator(images.device).manual_seed(int(seeds[-1]))
+        if kind == "masking":
+            return Drop(kind, draw_mask(images, self.square, ratio, rng))
+        return Drop(kind, rate=ratio, generator=rng)
+
+    def loss(self, logits: Sequence[Sequence[Tensor]], plan: Plan, targets: Tensor) -> StimulativeLoss:
+        """The two halves, as a stimulative loss with one subnet."""
+        options = self.options
+        return stimulative_loss(
+            logits[0][0],
+            [logits[tree][position] for tree, position in plan.places],
+            targets,
+            weights=plan.weights,
+            supervision="bce_teacher" if options.main_loss == "bce" else "ce_teacher",
+            normalize="none",
+            main_weight=WEIGHT if plan.trains_main else 0.0,
+            label_smoothing=options.label_smoothing,
+            main_loss=options.main_loss,
+            target_threshold=options.target_threshold,
+            kernels=self.kernels,
+        )
+
+
+def draw_mask(images: Tensor, square: int, ratio: float, rng: torch.Generator | None) -> Mask:
+    """Of each image a random share `ratio` of the squares is hidden, rounded down.
+
+    Args:
+        images: [B, 3, H, W].
+        square: side of the squares, pixels.
+        ratio: share that is hidden, in (0, 1).
+        rng: on the images' device.
+    """
+    count, _, height, width = images.shape
+    squares = math.ceil(height / square) * math.ceil(width / square)
+    noise = torch.rand(count, squares, generator=rng, device=images.device)
+    kept = squares - math.floor(ratio * squares)
+    return Mask(noise.argsort(1)[:, :kept], square, height, width)
