@@ -46,7 +46,10 @@ def _option(name: str, value: Any) -> list[str]:
         return [f"--{section}.{'' if value else 'no-'}{field}"]
     if isinstance(value, tuple):
         return [f"--{dashed}", *(_ranges(value) if name == "method.sizes" else map(str, value))]
-    return [f"--{dashed}", str(value)]
+    text = str(value)
+    if text.startswith("-"):  # apart, it would be read as an option
+        return [f"--{dashed}={text}"]
+    return [f"--{dashed}", text]
 
 
 def _ranges(sides: tuple[int, ...]) -> Iterator[str]:

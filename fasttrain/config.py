@@ -266,7 +266,7 @@ class Method:
     stage_supervision: and the cross-entropy of a classifier after each block or stage; self_distillation: and
     such classifiers follow the main network (Zhang et al. 2019); stochastic_depth: common, but residual
     branches are left out at random (Huang et al. 2016). Of what follows augsub reads drop, drop_ratio,
-    mask_square, main_loss and backward."""
+    mask_square, main_loss and its options, and backward."""
     drop: Literal["masking", "dropout", "path"] = "masking"
     """What augsub's sub-model has more of: masked squares of the images (patches of a ViT, which leave the
     sequence); dropout after attention and in the MLP (transformers); drop-path in every block."""

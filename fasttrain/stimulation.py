@@ -18,7 +18,10 @@ from .models import frozen_statistics, staged_view
 from .randomness import draw_sizes
 from .subnets import PrefixTree
 
-_THE_LOOPS = ("name", "subnet_inputs", "subnet_share", "kl_schedule", "start_epoch", "backward")
+_THE_LOOPS = (
+    *("name", "subnet_inputs", "subnet_share", "kl_schedule", "start_epoch", "backward"),
+    *("cascade", "main_resizes"),  # of inputs that are normalized again
+)
 """Fields of `Method` that a loop of one's own decides by itself."""
 
 OPTIONS = tuple(field.name for field in fields(Method) if field.name not in _THE_LOOPS)
@@ -70,10 +73,17 @@ def stimulate(
     """
     if outputs not in ("logits", "features"):
         raise ConfigError(f"outputs is {outputs!r}; allowed: logits, features")
+    if kernels not in ("triton", "reference"):
+        raise ConfigError(f"kernels is {kernels!r}; allowed: triton, reference")
+    if not isinstance(seed, int) or not 0 <= seed < 2**31:
+        raise ConfigError(f"seed is {seed!r}; allowed: 0 to {2**31 - 1}")
     unknown = [name for name in options if name not in OPTIONS]
     if unknown:
         raise ConfigError(f"stimulate has no option {unknown[0]!r}; allowed: {', '.join(OPTIONS)}")
-    options["sizes"] = tuple(options.get("sizes", ()))
+    sizes = options.get("sizes", ())
+    if not isinstance(sizes, Sequence) or isinstance(sizes, str):
+        raise ConfigError(f"sizes is {sizes!r}; allowed: a list of sides, pixels")
+    options["sizes"] = tuple(sizes)
     method = Method(subnet_inputs="downscaled" if options["sizes"] else "full", **options)
     return Stimulated(model, method, outputs == "features", seed, kernels)
 
@@ -140,7 +150,12 @@ class Stimulated(nn.Module):
 
         Returns:
             `total` to go backward from; `main`, `subnets` [K] and `hits` are detached.
+
+        Raises:
+            ConfigError: the outputs are features.
         """
+        if self.features:
+            raise ConfigError("loss is of logits, and outputs is 'features'; allowed: task_loss")
         places = tuple((0, position) for position in range(1, 1 + len(outputs.subnets)))
         plan = Plan((), (), places, outputs.weights)
         return self.method.loss([[outputs.main, *outputs.subnets]], plan, targets)
@@ -164,8 +179,16 @@ class Stimulated(nn.Module):
 
 
 def _downscaled(images: Tensor, side: int) -> Tensor:
-    """Images [B, C, H, W] with a shorter side of `side` pixels, antialiased."""
+    """Images [B, C, H, W] with a shorter side of `side` pixels, antialiased.
+
+    Raises:
+        ConfigError: theirs is shorter.
+    """
     height, width = images.shape[-2:]
+    if side > min(height, width):
+        raise ConfigError(
+            f"sizes has {side} for images of {height} by {width} pixels; allowed: up to their shorter side"
+        )
     scale = side / min(height, width)
     size = (round(height * scale), round(width * scale))
     return F.interpolate(images, size, mode="bilinear", align_corners=False, antialias=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +21,9 @@ from .models import StagedNetwork, create_model
 from .pipelines.folder import ImageFolder
 from .recipes import recipe
 from .subnets import Depths
+
+MOST_OUTPUTS = 1_000_000
+"""Of a classifier, as `data.num_classes` allows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +59,9 @@ class Trained:
         Raises:
             CheckpointError: the weights do not fit.
         """
-        return self._load(create_model(self.config.model.name, self.outputs)).eval()
+        with checkpoint.restoring(self.path):  # its classifier's size may be none that can be
+            network = create_model(self.config.model.name, self.outputs)
+        return self._load(network).eval()
 
     def build(self, config: Config, device: torch.device) -> StagedNetwork:
         """The network on a device, fused as a configuration of the same model asks.
@@ -71,6 +77,7 @@ class Trained:
         with checkpoint.restoring(self.path):
             network.keep(self.depths)
             checkpoint.load_state(network, self.weights, self.path)
+        checkpoint.check_finite(network, self.path)
         return network
 
     def check_classes(self, images: ImageFolder) -> None:
@@ -142,6 +149,8 @@ def _from_weights(path: Path, state: Any, recipe_name: str) -> Trained:
         weights = to_ours(skeleton, given)
         head = weights.get(list(skeleton.state_dict())[-1])
         outputs = len(head) if isinstance(head, Tensor) and head.ndim else 1
+        if not 1 <= outputs <= MOST_OUTPUTS:  # a few bytes can stand for any number
+            raise ValueError(f"its classifier has {outputs} outputs; allowed: 1 to {MOST_OUTPUTS}")
         return Trained(path=path, weights=weights, outputs=outputs, **facts)
 
 
@@ -193,12 +202,23 @@ def _read_metadata(path: Path) -> dict[str, str]:
 
 
 def _facts(told: dict[str, str]) -> dict[str, Any]:
-    """Fields of `Trained` in a file's metadata."""
+    """Fields of `Trained` in a file's metadata.
+
+    Raises:
+        ValueError, KeyError: one is missing, or none that `metadata` writes.
+    """
     numbers = {"step": int, "epoch": int, "top1": float}
+    classes = json.loads(told["classes"])
+    if not isinstance(classes, list) or not all(isinstance(each, str) for each in classes):
+        raise ValueError(f"its classes are {told['classes'][:100]}; allowed: a list of names")
+    if told["statistics"] not in ("main", "reestimated"):
+        raise ValueError(f"its statistics are {told['statistics'][:100]!r}; allowed: main, reestimated")
+    if not math.isfinite(float(told.get("top1", 0))):
+        raise ValueError(f"its top1 is {told['top1']}; allowed: percent")
     return {
         "config": from_dict(json.loads(told["config"])),
         "depths": tuple(int(depth) for depth in told["depths"].split(",")),
-        "classes": tuple(json.loads(told["classes"])),
+        "classes": tuple(classes),
         "statistics": told["statistics"],
         **{name: kind(told[name]) for name, kind in numbers.items() if name in told},
     }

@@ -64,3 +64,13 @@ def test_words_with_spaces_and_switches() -> None:
     said = command(config, "rn50-ct-200")
     assert said[1:] == ["--data.train", "/my images", "--data.no-shuffle", "--run.tensorboard"]
     assert configure("show", said) == config
+
+
+def test_words_that_begin_like_options_are_taken_as_values() -> None:
+    config = recipe("rn50-ct-200")
+    config = replace(
+        config, data=replace(config.data, train="-x/train"), run=replace(config.run, name="--fast")
+    )
+    said = command(config, "rn50-ct-200")
+    assert said[1:] == ["--data.train=-x/train", "--run.name=--fast"]
+    assert configure("show", said) == config

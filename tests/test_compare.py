@@ -215,5 +215,5 @@ def test_the_readmes_comparisons_parse(
     commands = [shlex.split(line)[1:] for line in readme_commands()]
     for words in (words for words in commands if words[0] == "compare"):
         assert run(capsys, *words)[0] == 0
-    assert max(seen) == 7
+    assert max(seen) == 8
     assert cli.USAGE.count("compare RECIPE") == 1

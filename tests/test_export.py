@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import pytest
 import timm
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from fasttrain import checkpoint
 from fasttrain.checkpoint.archive import Archive
@@ -23,7 +25,7 @@ from fasttrain.config import IMAGENET_MEAN, IMAGENET_STD, Config, to_dict
 from fasttrain.models import create_model
 from fasttrain.recipes import recipe
 from fasttrain.reevaluate import evaluate_checkpoint
-from fasttrain.trained import open_trained
+from fasttrain.trained import metadata, open_trained
 from tests.test_trainer import CLASSES, configure, write_images
 
 NAMES = [f"class{label}" for label in range(CLASSES)]
@@ -237,6 +239,29 @@ def test_onnx_by_the_command_line(capsys: pytest.CaptureFixture[str], run: Path,
         ),
         ("RUN --format safetensors -o TMP/x.safetensors --subnet 3,0,1", 2, "--subnet is 3,0,1; allowed"),
         ("RUN --format safetensors -o TMP/x.safetensors --subnet all", 2, "--subnet is all; allowed: blocks"),
+        (f"RUN --format safetensors -o TMP/x.safetensors --subnet {'9' * 5000}", 2, "--subnet is 9999"),
+        ("RUN --format safetensors -o TMP/pipe.safetensors --force", 2, "allowed: a file in a folder"),
+        (f"{'x' * 5000} --format onnx -o TMP/x.onnx", 4, "no checkpoint in xxx"),
+        *(
+            (f"TMP/{name} --format safetensors -o TMP/x.safetensors --recipe demo", 4, told)
+            for name, told in (
+                ("form.pt", "form.pt is of another architecture"),
+                ("average.pt", "average.pt does not fit this run"),
+                ("nan.pt", "nan.pt holds NaN or infinite values in fc.bias; allowed: finite weights"),
+                ("empty_head.pt", "has 0 outputs; allowed: 1 to 1000000"),
+                ("endless_head.pt", "has 1000000000000 outputs; allowed: 1 to 1000000"),
+                ("old_pickle.pt", "old_pickle.pt"),
+            )
+        ),
+        *(
+            (f"TMP/{name}.safetensors --format onnx -o TMP/x.onnx", 4, told)
+            for name, told in (
+                ("config", "does not fit this run: it lacks 'config'"),
+                ("classes", "its classes are {}; allowed: a list of names"),
+                ("statistics", "its statistics are 'x'; allowed: main, reestimated"),
+                ("top1", "its top1 is nan; allowed: percent"),
+            )
+        ),
         ("RUN --format onnx -o TMP/x.onnx --side 9999", 2, "--side is 9999; allowed: 0 to 4096"),
         ("RUN --format safetensors -o TMP/x.safetensors --recipe demo", 2, "--recipe is demo; allowed: none"),
         (
@@ -293,6 +318,8 @@ class Evil:
 def write_bad_files(folder: Path, run: Path) -> None:
     """Files that are no checkpoints, and a folder of images of other classes."""
     (folder / "here.safetensors").touch()
+    os.mkfifo(folder / "pipe.safetensors")
+    write_odd_weights(folder, run)
     (folder / "text.pt").write_text("no checkpoint at all")
     (folder / "truncated.pt").write_bytes((run / "checkpoints" / "best.pt").read_bytes()[:5000])
     weights = {"state_dict": Evil(folder / "canary"), "format": checkpoint.FORMAT}
@@ -301,6 +328,27 @@ def write_bad_files(folder: Path, run: Path) -> None:
     for name in ("cat", "dog", "owl"):
         (folder / "other" / name).mkdir(parents=True)
         (folder / "other" / name / "0.jpg").touch()
+
+
+def write_odd_weights(folder: Path, run: Path) -> None:
+    """Files of weights with one thing wrong in each."""
+    weights = open_trained(run).weights
+    bias, weight = weights["fc.bias"], weights["fc.weight"]
+    heads = {
+        "nan": (bias * torch.nan, weight),
+        "empty_head": (bias[:0], weight[:0]),
+        "endless_head": (bias[:1].expand(10**12), weight[:1].expand(10**12, -1)),
+    }
+    for name, (own, theirs) in heads.items():
+        torch.save(weights | {"fc.bias": own, "fc.weight": theirs}, folder / f"{name}.pt")
+    torch.save({"format": torch.zeros(2)}, folder / "form.pt")
+    torch.save({"network": weights, "ema": 5}, folder / "average.pt")
+    (folder / "old_pickle.pt").write_bytes(pickle.dumps(Evil(folder / "canary"), protocol=4))
+    good = metadata(open_trained(run))
+    for name, value in {"config": None, "classes": "{}", "statistics": "x", "top1": "nan"}.items():
+        about = {key: each for key, each in good.items() if key != name}
+        about |= {} if value is None else {name: value}
+        save_file(weights, folder / f"{name}.safetensors", about)
 
 
 @pytest.mark.parametrize("name", ["evil.pt", "pickle.pt", "truncated.pt", "text.pt"])
@@ -329,3 +377,32 @@ def test_classes_of_unknown_names_are_counted(
     status, _, err = command(capsys, "evaluate", *words)
     assert status == 4
     assert f"has 3 outputs, {tmp_path} holds 1 classes" in err
+
+
+@pytest.mark.parametrize(
+    "option", ["evaluate --output", "report -o", "export --format safetensors --force -o"]
+)
+@pytest.mark.parametrize("name", ["metrics.jsonl", "checkpoints/best.json", "checkpoints/best.safetensors"])
+def test_nothing_is_written_over_a_runs_own_files(
+    capsys: pytest.CaptureFixture[str], run: Path, tmp_path: Path, option: str, name: str
+) -> None:
+    run = shutil.copytree(run, tmp_path / "run")
+    for missing in ("config.json", "metrics.jsonl"):
+        (run / missing).write_text("{}")
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    reader, *words = option.split()
+    status, _, err = command(capsys, reader, run, *words, run / name)
+    assert status == 2
+    assert "a run's own file; allowed: another file" in err or "allowed for this format" in err
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("name", ["folder", "pipe", "/proc/x"])
+def test_where_to_write_a_verdict_is_looked_at_first(
+    capsys: pytest.CaptureFixture[str], run: Path, tmp_path: Path, name: str
+) -> None:
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    status, out, err = command(capsys, "evaluate", run, "--output", tmp_path / name)
+    assert (status, out) == (2, "")
+    assert f"--output is {tmp_path / name}" in err

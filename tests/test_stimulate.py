@@ -224,6 +224,12 @@ class NoReluInItsStem(nn.Sequential):
         (lambda: nn.DataParallel(torchvision.models.resnet18()), {}, "DataParallel; allowed"),
         (lambda: tiny_resnet((2, 2)), {"outputs": "maps"}, "outputs is 'maps'; allowed: logits, features"),
         (lambda: tiny_resnet((2, 2)), {"subnet": 2}, "no option 'subnet'; allowed: subnets, sampling, space"),
+        (lambda: tiny_resnet((2, 2)), {"main_resizes": (16, 32)}, "no option 'main_resizes'; allowed"),
+        (lambda: tiny_resnet((2, 2)), {"sizes": 16}, "sizes is 16; allowed: a list of sides, pixels"),
+        (lambda: tiny_resnet((2, 2)), {"seed": None}, "seed is None; allowed: 0 to 2147483647"),
+        (lambda: tiny_resnet((2, 2)), {"seed": 2**70}, "allowed: 0 to 2147483647"),
+        (lambda: tiny_resnet((2, 2)), {"kernels": "cuda"}, "kernels is 'cuda'; allowed: triton, reference"),
+        (lambda: "resnet18", {}, "the model is of builtins.str; allowed: a ResNet of timm or torchvision"),
         (lambda: tiny_resnet((2, 2)), {"start_epoch": 2}, "no option 'start_epoch'"),
         (lambda: tiny_resnet((2, 2)), {"subnets": -1}, r"method\.subnets is -1"),
         (lambda: tiny_resnet((2, 2)), {"space": "space3"}, r"method\.space 'space3' is defined for"),
@@ -234,6 +240,21 @@ def test_what_does_not_fit_is_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         stimulate(model(), **options)
+
+
+def test_what_a_step_cannot_do_is_refused() -> None:
+    stim = stimulate(tiny_resnet((2, 2)), sizes=(64,))
+    with pytest.raises(ConfigError, match="sizes has 64 for images of 32 by 32 pixels"):
+        stim(tiny_images(2, 32), 0)
+    stim = stimulate(tiny_resnet((2, 2)), outputs="features")
+    with pytest.raises(ConfigError, match="outputs is 'features'; allowed: task_loss"):
+        stim.loss(stim(tiny_images(2, 32), 0), torch.zeros(2, dtype=torch.int64))
+
+
+def test_a_model_with_dropout_is_none_of_another_build() -> None:
+    model = timm.create_model("resnet18", num_classes=5, drop_rate=0.5)
+    assert stimulate(model).training
+    assert model.training
 
 
 def test_draws_depend_on_seed_and_step_alone() -> None:

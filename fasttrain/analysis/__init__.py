@@ -23,7 +23,7 @@ from . import (
     subnets,
 )
 from .options import Options
-from .output import Result, new_figure, show, write
+from .output import Result, check_folder, new_figure, show, write
 from .runs import folder_of
 
 
@@ -88,9 +88,11 @@ def analyze(name: str, runs: Sequence[Path], options: Options) -> list[Path]:
         raise ConfigError(f"WORLD_SIZE is {os.environ['WORLD_SIZE']}; allowed: analyze in one process")
     new_figure()  # without matplotlib nothing is computed
     chosen = experiment(name)
+    folder = Path(options.output) if options.output else folder_of(runs[0]) / "analysis"
+    if options.output or os.path.isdir(folder.parent):
+        check_folder(folder, name)
     result = chosen.measure(runs, options)
     values = {"experiment": name, "runs": list(map(str, runs)), "options": asdict(options)}
-    folder = Path(options.output) if options.output else folder_of(runs[0]) / "analysis"
     paths = write(folder, name, values | asdict(result), result)  # type: ignore[call-overload]
     show(chosen.title, result.rows())
     return paths

@@ -12,10 +12,11 @@ from typing import Any
 
 import numpy as np
 
+from ..errors import ConfigError
 from ..randomness import Stream, generator
 from ..subnets import BlockRef
 from .deletion import deletable, name_of, without
-from .options import AlterationOptions, check_least
+from .options import MOST_SAMPLES, MOST_SEED, AlterationOptions, check_least
 from .output import Rows, beside, finish, whole_numbers, whose
 from .runs import find, open_each
 
@@ -33,8 +34,9 @@ class DeleteSeveralOptions(AlterationOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("samples", "most", "seed"):
-            check_least(name, getattr(self, name), 0)
+        check_least("samples", self.samples, 0, MOST_SAMPLES)
+        check_least("most", self.most, 0)
+        check_least("seed", self.seed, 0, MOST_SEED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +117,12 @@ def measure(runs: Sequence[Path], options: DeleteSeveralOptions) -> DeleteSevera
     for source, run in open_each(find(runs, options), options):
         blocks = deletable(run.network)
         most = min(options.most or len(blocks), len(blocks))
+        number = sum(math.comb(len(blocks), k) for k in range(1, most + 1))
+        if not options.samples and number > MOST_SAMPLES:
+            raise ConfigError(
+                f"--samples is 0: all {number} combinations of up to {most} of {len(blocks)} blocks; "
+                f"allowed: up to {MOST_SAMPLES} in all (--most), or --samples above 0"
+            )
         groups = [combinations(blocks, k, options.samples, options.seed) for k in range(1, most + 1)]
         subnets = [without(run.network, deleted) for group in groups for deleted in group]
         (intact,) = run.top1([run.network.full], "main")

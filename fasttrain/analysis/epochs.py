@@ -66,6 +66,6 @@ def measure(runs: Sequence[Path], options: EpochsOptions) -> Epochs:
     curves = []
     for label, run in zip(labels(runs), runs, strict=True):
         settings(run)
-        found = [record for record in records(run, "evaluation") if record.get("top1") is not None]
+        found = records(run, "evaluation")
         curves.append(Curve(label, [each["epoch"] for each in found], [each["top1"] for each in found]))
     return Epochs(curves)

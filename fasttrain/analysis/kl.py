@@ -6,6 +6,7 @@ run with a larger `run.keep` has a longer curve.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,7 +80,8 @@ class Kl:
             axes.vlines(places, low, high, color=f"C{index}", alpha=0.3, linewidth=5)
             axes.plot(places, [fmean(p.kl) for p in points], "o-", color=f"C{index}", label=f"{label}: mean")
         axes.plot([], [], color="grey", linewidth=5, alpha=0.3, label="least to greatest")
-        axes.set_yscale("log")
+        if any(kl > 0 for point in self.points for kl in point.kl):  # not of the main network alone
+            axes.set_yscale("log")
         axes.margins(y=0.3)  # room for the legend
         whole_numbers(axes)
         logits = "" if self.normalize == "none" else f" by {self.normalize} logits"
@@ -146,11 +148,11 @@ def _checkpoints(runs: Sequence[Path], options: KlOptions) -> list[Source]:
 
 
 def _files(run: Path) -> list[Path]:
-    archive = Archive(run / "checkpoints")
-    if run.is_file():
+    if os.path.isfile(run):  # unlike Path.is_file, never raises
         return [run]
+    archive = Archive(run / "checkpoints")
     complete = archive.complete()
-    return [*complete, *([archive.best] if archive.best.exists() else [])] or [archive.chosen("last")]
+    return [*complete, *([archive.best] if os.path.exists(archive.best) else [])] or [archive.chosen("last")]
 
 
 def _distances(run: Opened, chosen: Sequence[Subnet], options: KlOptions) -> list[float]:

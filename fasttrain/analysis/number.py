@@ -88,7 +88,7 @@ def measure(runs: Sequence[Path], options: NumberOptions) -> Number:
         raise ConfigError(f"the runs are of {', '.join(sorted(names))}; allowed here: runs of one network")
     trained = []
     for label, run, config in zip(labels(runs), runs, configs, strict=True):
-        accuracies = [each["top1"] for each in records(run, "evaluation") if each.get("top1") is not None]
+        accuracies = [each["top1"] for each in records(run, "evaluation")]
         subnets = records(run, "subnets")
         trained.append(
             Trained(

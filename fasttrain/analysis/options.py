@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -71,7 +72,14 @@ class AlterationOptions(NetworkOptions):
     re-estimated for each altered one."""
 
 
-def check_least(name: str, value: float, least: float) -> None:
-    """Raises ConfigError unless an option is at least so much."""
-    if not value >= least:
-        raise ConfigError(f"--{name} is {value}; allowed: at least {least}")
+MOST_SAMPLES = 100_000
+"""Altered networks that are drawn at most."""
+MOST_SEED = 2**31 - 1
+"""The largest seed, as of `run.seed`."""
+
+
+def check_least(name: str, value: float, least: float, most: float = math.inf) -> None:
+    """Raises ConfigError unless an option is at least, and at most, so much."""
+    if not least <= value <= most:
+        allowed = f"at least {least}" if math.isinf(most) else f"{least} to {most}"
+        raise ConfigError(f"--{name} is {value}; allowed: {allowed}")

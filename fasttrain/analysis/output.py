@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ..errors import ConfigError
-from ..telemetry.files import write_json
+from ..telemetry.files import is_no_file, replace_bytes, write_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +50,25 @@ def new_figure(width: float = 7.5, height: float = 4.8) -> Any:
     return figure
 
 
+def paths_of(folder: Path, name: str) -> list[Path]:
+    """NAME.json and NAME.png."""
+    return [folder / f"{name}.json", folder / f"{name}.png"]
+
+
+def check_folder(folder: Path, name: str) -> None:
+    """Whether `write` will be able to, before anything is computed; nothing is made yet.
+
+    Raises:
+        ConfigError: the folder cannot be made or written, or a folder lies where a file is to be.
+    """
+    there = next(each for each in (folder, *folder.absolute().parents) if os.path.lexists(each))
+    if not os.path.isdir(there) or not os.access(there, os.W_OK | os.X_OK):
+        raise ConfigError(f"cannot write to --output {str(folder)[:300]}; allowed: a folder, or a new one")
+    for path in paths_of(folder, name):
+        if is_no_file(path):
+            raise ConfigError(f"cannot write {path}: it is no file; allowed: another --output")
+
+
 def write(folder: Path, name: str, values: Mapping[str, Any], result: Result) -> list[Path]:
     """Write NAME.json and NAME.png.
 
@@ -56,11 +77,13 @@ def write(folder: Path, name: str, values: Mapping[str, Any], result: Result) ->
     """
     figure = new_figure()
     result.draw(figure)
-    paths = [folder / f"{name}.json", folder / f"{name}.png"]
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png")
+    paths = paths_of(folder, name)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_json(paths[0], values)
-        figure.savefig(paths[1])
+        replace_bytes(paths[1], picture.getvalue())
     except OSError as error:
         raise ConfigError(f"cannot write to --output {folder}: {error.strerror}") from None
     return paths

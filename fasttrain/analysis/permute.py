@@ -22,7 +22,7 @@ from ..flops import meta_network, side_costs
 from ..models import StagedNetwork
 from ..randomness import Stream, generator
 from ..subnets import BlockRef, Subnet
-from .options import AlterationOptions, check_least
+from .options import MOST_SAMPLES, MOST_SEED, AlterationOptions, check_least
 from .output import Rows, finish, whose
 from .runs import find, open_each
 
@@ -41,8 +41,8 @@ class PermuteOptions(AlterationOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_least("samples", self.samples, 1)
-        check_least("seed", self.seed, 0)
+        check_least("samples", self.samples, 1, MOST_SAMPLES)
+        check_least("seed", self.seed, 0, MOST_SEED)
 
 
 @dataclass(frozen=True, slots=True)

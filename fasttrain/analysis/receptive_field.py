@@ -42,7 +42,7 @@ class ReceptiveFieldOptions(NetworkOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         for side in self.sizes:
-            check_least("sizes", side, 1)
+            check_least("sizes", side, 1, 4096)
 
 
 @dataclass(frozen=True, slots=True)

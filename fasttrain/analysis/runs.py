@@ -71,12 +71,14 @@ def check_alike(sources: Sequence[Source]) -> None:
 
 
 def labels(runs: Sequence[Path]) -> list[str]:
-    """The runs' names, told apart by their folders where two are the same."""
+    """The runs' names, told apart by their folders where two are the same, and by number if given twice."""
     names = [_name(run) for run in runs]
-    return [
+    told = [
         name if Counter(names)[name] == 1 else os.path.normpath(run)
         for name, run in zip(names, runs, strict=True)
     ]
+    times = [told[:index].count(label) for index, label in enumerate(told)]
+    return [f"{label} ({time + 1})" if time else label for label, time in zip(told, times, strict=True)]
 
 
 def _name(run: Path) -> str:
@@ -132,19 +134,33 @@ def settings(run: Path) -> Config:
         ConfigError: no run's folder, or a configuration that this version does not know.
     """
     if not is_run(run):
-        raise ConfigError(f"RUN is {run}; allowed here: a run's folder, such as runs/demo")
-    return from_dict(read_json(run / "config.json"))
+        raise ConfigError(f"RUN is {str(run)[:300]}; allowed here: a run's folder, such as runs/demo")
+    path = run / "config.json"
+    values = read_json(path)
+    try:
+        if not values:
+            raise ConfigError("no JSON object")
+        return from_dict(values)
+    except ConfigError as error:
+        raise ConfigError(f"{path} holds no configuration that is known here: {error}") from None
+
+
+_NEEDED = {"evaluation": ("epoch", "top1"), "subnets": ("mean", "statistics")}
+"""What a record of a kind has, unless it is damaged."""
 
 
 def records(run: Path, kind: str) -> list[Record]:
-    """A run's metrics of a kind, oldest first; there may be none but for `evaluation`.
+    """A run's sound metrics of a kind, oldest first; there may be none but for `evaluation`.
 
     Raises:
-        DataError: it was never evaluated.
+        DataError: it was never evaluated, or its metrics cannot be read.
     """
     metrics = Records(run / "metrics.jsonl")
-    metrics.read()
-    found = metrics.of(kind)
+    try:
+        metrics.read()
+    except OSError as error:
+        raise DataError(f"cannot read {metrics.path}: {error.strerror}") from None
+    found = [each for each in metrics.of(kind) if all(each.get(name) is not None for name in _NEEDED[kind])]
     if kind == "evaluation" and not found:
         raise DataError(f"{run} was never evaluated: its metrics.jsonl holds no evaluation")
     return found

@@ -97,7 +97,7 @@ class Archive:
         Raises:
             CheckpointError: there is neither.
         """
-        if name == "best" and self.best.exists():
+        if name == "best" and os.path.exists(self.best):  # unlike Path.exists, never raises
             return self.best
         for path in self.complete():
             return path

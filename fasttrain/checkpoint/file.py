@@ -12,6 +12,7 @@ import io
 import json
 import os
 import pickle
+import warnings
 import zipfile
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -161,7 +162,8 @@ def decode(content: bytes, path: Path) -> dict[str, Any]:
 
 def is_training(state: Any) -> bool:
     """Whether what `parse` gave is a training checkpoint of this format."""
-    return isinstance(state, dict) and state.get("format") == FORMAT
+    form = state.get("format") if isinstance(state, dict) else None
+    return isinstance(form, int) and form == FORMAT
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -212,6 +214,18 @@ def load_weights(network: StagedNetwork, path: Path, *, keep: Collection[str] = 
     own = network.state_dict()
     with restoring(path):
         load_state(network, to_ours(network, state) | {name: own[name] for name in keep}, path)
+    check_finite(network, path)
+
+
+def check_finite(network: nn.Module, path: Path) -> None:
+    """Whether weights that were loaded are numbers: with others a network answers, and says nothing.
+
+    Raises:
+        CheckpointError: one is NaN or infinite.
+    """
+    for name, tensor in network.state_dict().items():
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            raise CheckpointError(f"{path} holds NaN or infinite values in {name}; allowed: finite weights")
 
 
 def state_dict_of(state: Any, path: Path) -> dict[str, Any]:
@@ -222,7 +236,8 @@ def state_dict_of(state: Any, path: Path) -> dict[str, Any]:
         CheckpointError: there are none.
     """
     if isinstance(state, dict) and isinstance(state.get("network"), dict):
-        return judged_weights(state)
+        with restoring(path):
+            return judged_weights(state)
     for key in ("state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
@@ -274,8 +289,10 @@ def _parse(source: Path | BinaryIO, path: Path) -> Any:
             return load_file(path)
         if not isinstance(source, Path):
             source.seek(0)
-        with torch.serialization.safe_globals([argparse.Namespace]):  # timm's train.py saves its options
-            return torch.load(source, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of torch about files that it then refuses
+            with torch.serialization.safe_globals([argparse.Namespace]):  # timm's train.py saves its options
+                return torch.load(source, map_location="cpu", weights_only=True)
     except CheckpointError:
         raise
     except pickle.UnpicklingError:
@@ -283,11 +300,14 @@ def _parse(source: Path | BinaryIO, path: Path) -> Any:
             f"{path} is damaged, or holds more than tensors and plain values, which is never loaded"
         ) from None
     except Exception as error:  # a damaged file fails in many ways, all of them mean the same to the user
-        raise CheckpointError(f"cannot read the checkpoint {path}: {_why(error)}") from None
+        why = _why(error).partition(". ")[0]  # torch goes on about what may have been
+        raise CheckpointError(f"cannot read the checkpoint {path}, damaged or none: {why}") from None
 
 
 def _why(error: BaseException) -> str:
     """An error's first line, or that of the system error it came from."""
     if isinstance(error.__context__, OSError):
         error = error.__context__
+    if isinstance(error, KeyError):
+        return f"it lacks {error}"
     return str(error).splitlines()[0] if str(error) else type(error).__name__

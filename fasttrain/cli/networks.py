@@ -49,10 +49,11 @@ def evaluate(rest: list[str]) -> None:
             f"--subnets {options.subnets} --batch {options.batch}; allowed: at least -1, at least 0"
         )
     from ..reevaluate import evaluate_checkpoint
+    from ..telemetry.files import check_output
     from ..trainer import subnets_line
 
-    if options.output and not Path(options.output).parent.is_dir():
-        raise ConfigError(f"--output is {options.output}; allowed: a file in a folder that exists")
+    if options.output:
+        check_output("--output", Path(options.output))
     verdict = evaluate_checkpoint(
         options.run,
         which=options.checkpoint,
@@ -122,8 +123,8 @@ class _Export:
 def export(rest: list[str]) -> None:
     options = tyro.cli(_Export, prog="fasttrain export", args=rest)
     depths = options.subnet.split(",") if options.subnet else []
-    if not all(depth.isascii() and depth.isdecimal() for depth in depths):
-        raise ConfigError(f"--subnet is {options.subnet}; allowed: blocks per stage, such as 3,3,6,3")
+    if not all(depth.isascii() and depth.isdecimal() and len(depth) < 10 for depth in depths):
+        raise ConfigError(f"--subnet is {options.subnet[:300]}; allowed: blocks per stage, such as 3,3,6,3")
     for name, value in (("--side", options.side), ("--batch", options.batch)):
         if not 0 <= value <= 4096:
             raise ConfigError(f"{name} is {value}; allowed: 0 to 4096")

@@ -34,6 +34,8 @@ def staged_view(model: nn.Module, *, headless: bool = False) -> StagedNetwork:
     """
     if isinstance(model, StagedNetwork) and not headless:
         return model
+    if not isinstance(model, nn.Module):
+        raise _refused(model)
     view = _View(model)
     _compare(view, model, headless)
     if headless:
@@ -87,7 +89,7 @@ class _View(ResidualStages):
         self.head_names = []
 
 
-def _refused(model: nn.Module) -> ConfigError:
+def _refused(model: object) -> ConfigError:
     return ConfigError(
         f"the model is of {type(model).__module__}.{type(model).__name__}; allowed: {VIEWABLE}"
     )
@@ -107,7 +109,7 @@ def _compare(view: _View, model: nn.Module, headless: bool) -> None:
     weight = convolution.weight
     channels = convolution.in_channels
     x = torch.linspace(-1, 1, channels * 64 * 64, dtype=weight.dtype, device=weight.device)
-    with _evaluating(model):
+    with _evaluating(model), _evaluating(view):
         try:
             own = _last(model(x.view(1, channels, 64, 64)))
             stages = view.stage_outputs([x.view(1, channels, 64, 64)], [PrefixTree([view.full])])[0][0]

@@ -108,7 +108,7 @@ class _Noise(nn.Module):
 def check_drop(network: StagedNetwork, kind: DropKind) -> None:
     """Raise ConfigError if a network's passes cannot drop like that: dropout is of transformers alone."""
     allowed: list[DropKind] = ["masking"]
-    allowed += [each for each in ("path", "dropout") if _is_everywhere(network, each)]  # type: ignore[misc]
+    allowed += [each for each in ("path", "dropout") if _is_everywhere(network, each)]
     if kind not in allowed:
         name, lacking = (
             network.name or type(network).__name__,

@@ -79,6 +79,12 @@ def demo_stochastic_depth() -> Config:
     return _demo("demo-stochastic-depth", Method(name="stochastic_depth", survival=0.5))  # their section 4
 
 
+def demo_augsub() -> Config:
+    """Handwritten digits, ResNet-20, AugSub (Heo et al. 2023): half of each image's squares masked."""
+    method = Method(name="augsub", drop="masking", drop_ratio=0.5, mask_square=4)  # a seventh of 32 pixels
+    return _demo("demo-augsub", method)
+
+
 def _demo(name: str, method: Method) -> Config:
     return replace(demo_ct(), recipe=name, method=method)
 
@@ -91,4 +97,5 @@ RECIPES = {
     "demo-stage": demo_stage,
     "demo-selfdistill": demo_selfdistill,
     "demo-stochastic-depth": demo_stochastic_depth,
+    "demo-augsub": demo_augsub,
 }

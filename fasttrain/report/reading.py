@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import math
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,7 +15,7 @@ from ..config import Config, from_dict, to_dict
 from ..errors import ConfigError
 from ..recipes import RECIPES, recipe
 from ..telemetry.curves import Points
-from ..telemetry.records import Record, parse
+from ..telemetry.records import Record, parse, sound
 from ..telemetry.runs import RunState, judge
 
 FILES = ("config.json", "metrics.jsonl", "status.json")
@@ -86,8 +86,8 @@ class RunData:
 
 
 def number(value: Any) -> float | None:
-    """A finite number; None for anything else."""
-    fits = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    """A finite number that can be calculated with; None for anything else."""
+    fits = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
     return float(value) if fits else None
 
 
@@ -97,7 +97,7 @@ def read_run(folder: Path) -> RunData:
     Raises:
         ConfigError: no run's folder.
     """
-    if not any((folder / name).is_file() for name in FILES):
+    if not any(os.path.isfile(folder / name) for name in FILES):  # unlike Path.is_file, never raises
         raise ConfigError(
             f"RUN is {str(folder)[:300]}; allowed: a run's folder, such as runs/demo, which holds "
             f"{' or '.join(FILES)}"
@@ -108,6 +108,8 @@ def read_run(folder: Path) -> RunData:
     run.changed = _changed(config)
     run.environment = _json(folder / "environment.json", run.gaps)
     run.status = _json(folder / "status.json", run.gaps)
+    if len(sound(run.status)) != len(run.status):
+        run.gaps.append("the file status.json is damaged: it holds values of another kind")
     _read_metrics(folder / "metrics.jsonl", run)
     _read_verdicts(folder, run)
     run.starts = _starts(folder / "log.txt")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import ConfigError
-from ..telemetry.files import replace_text
+from ..telemetry.files import check_output, replace_text
 from .page import page
 from .reading import read_run
 
@@ -25,9 +25,9 @@ def write_report(folders: Sequence[Path], output: Path | None = None) -> Path:
         ConfigError: a folder without a run, a file that cannot be written, or no matplotlib.
     """
     path = output or folders[0] / "report.html"
-    if path.is_dir() or not path.parent.is_dir():
-        raise ConfigError(f"-o is {path}; allowed: a file in a folder that exists")
-    text = page([read_run(folder) for folder in folders])
+    runs = [read_run(folder) for folder in folders]
+    check_output("-o", path)
+    text = page(runs)
     try:
         replace_text(path, text)
     except OSError as error:

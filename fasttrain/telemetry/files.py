@@ -6,9 +6,49 @@ import errno
 import json
 import math
 import os
+import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+from ..errors import ConfigError
+
+RUNS_OWN = frozenset(
+    ("config.json", "environment.json", "metrics.jsonl", "status.json", "log.txt", "wandb.id")
+)
+"""Files of a run's folder that nothing but its training writes, beside `checkpoints`."""
+
+
+def is_runs_own(path: Path) -> bool:
+    """Whether a path is that of a file which only training writes."""
+    folder, name = os.path.split(os.path.realpath(path))
+    run = os.path.dirname(folder) if os.path.basename(folder) == "checkpoints" else folder
+    return (run != folder or name in RUNS_OWN) and any(
+        os.path.isfile(os.path.join(run, each)) for each in ("config.json", "status.json")
+    )
+
+
+def is_no_file(path: Path) -> bool:
+    """Whether something other than a file lies there: a folder, or a device, which would be replaced."""
+    return os.path.exists(path) and not os.path.isfile(path)
+
+
+def check_output(option: str, path: Path) -> None:
+    """Whether a file can be written where an option says, before what goes into it is computed.
+
+    Raises:
+        ConfigError: it is a folder, a device, in no folder or in one that cannot be written to, or a
+            run's own file.
+    """
+    if is_no_file(path) or not os.path.isdir(path.parent):  # unlike Path.is_dir, never raises
+        raise ConfigError(f"{option} is {str(path)[:300]}; allowed: a file in a folder that exists")
+    if is_runs_own(path):
+        raise ConfigError(f"{option} is {path}, a run's own file; allowed: another file")
+    try:
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise ConfigError(f"{option} is {path}: cannot write to {path.parent}: {error.strerror}") from None
 
 
 def now() -> str:
@@ -38,9 +78,14 @@ def write_json(path: Path, value: Any) -> None:
 
 def replace_text(path: Path, text: str) -> None:
     """Write a text file, whole or not at all."""
+    replace_bytes(path, text.encode())
+
+
+def replace_bytes(path: Path, content: bytes) -> None:
+    """Write a file, whole or not at all."""
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        temporary.write_text(text)
+        temporary.write_bytes(content)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

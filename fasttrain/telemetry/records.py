@@ -11,11 +11,11 @@ Record = dict[str, Any]
 
 _NUMBERS = frozenset(
     (
-        *("epoch", "epochs", "step", "global_step", "pid", "loss", "train_top1", "top1", "lr"),
+        *("epoch", "epochs", "step", "global_step", "pid", "loss", "train_top1", "top1", "mean", "lr"),
         *("images_per_second", "eta_seconds"),
     )
 )
-_TEXTS = frozenset(("state", "host", "time"))
+_TEXTS = frozenset(("state", "host", "time", "statistics"))
 """What the readers of a run's files calculate with, and show."""
 
 
@@ -27,10 +27,13 @@ def sound(values: Any) -> Record:
     """
     if not isinstance(values, dict):
         return {}
-    return {name: value for name, value in values.items() if _is_sound(name, value)}
+    kind = values.get("kind")
+    return {name: value for name, value in values.items() if _is_sound(kind, name, value)}
 
 
-def _is_sound(name: str, value: Any) -> bool:
+def _is_sound(kind: Any, name: str, value: Any) -> bool:
+    if kind == "subnets" and name == "top1":
+        return isinstance(value, list)  # of each subnet; whoever reads them looks at each
     if name in _NUMBERS:
         number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
         return number or (name == "loss" and value is None)

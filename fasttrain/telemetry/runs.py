@@ -59,14 +59,14 @@ def list_runs(folder: Path) -> list[RunState]:
     Raises:
         ConfigError: no such folder.
     """
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # unlike Path.is_dir, never raises
         raise ConfigError(f"the folder of runs is {folder}; allowed: a folder, such as run.folder")
     return [read_run(path, str(path.relative_to(folder))) for path in sorted(_runs(folder))]
 
 
 def is_run(folder: Path) -> bool:
     """Whether it is a run's folder."""
-    return (folder / "status.json").is_file()
+    return os.path.isfile(folder / "status.json")
 
 
 def _runs(folder: Path) -> Iterator[Path]:

@@ -211,6 +211,20 @@ def odd(runs: Path) -> Path:
     path = folder / "truncated" / "checkpoints" / "best.pt"
     path.write_bytes(path.read_bytes()[:1000])
     (folder / "file").write_text("")
+    damaged = {
+        "nameless": '{"kind": "evaluation", "epoch": 1}',
+        "timeless": '{"kind": "evaluation", "top1": 5.0}',
+        "shapeless": '{"kind": "evaluation", "epoch": 1, "top1": 5.0}\n{"kind": "subnets", "mean": "x"}',
+    }
+    for name, line in damaged.items():
+        shutil.copytree(runs / "ct", folder / name)
+        (folder / name / "metrics.jsonl").write_text(f"{line}\n")
+    shutil.copytree(runs / "ct", folder / "unconfigured")
+    (folder / "unconfigured" / "config.json").write_text("")
+    shutil.copytree(runs / "ct", folder / "barred")
+    (folder / "barred" / "metrics.jsonl").unlink()
+    (folder / "barred" / "metrics.jsonl").mkdir()
+    (folder / "barred" / "pictures" / "kl.png").mkdir(parents=True)
     return folder
 
 
@@ -231,8 +245,8 @@ def odd(runs: Path) -> Path:
         ("subnets ct --alone stpp --images 3", 2, "--alone stpp trained more than one network"),
         ("delete-one ct --budget 1", 2, "--budget"),
         ("delete-one odd/truncated", 4, "odd/truncated/checkpoints/best.pt"),
-        ("delete-several ct --samples -1", 2, "--samples is -1; allowed: at least 0"),
-        ("permute ct --samples 0", 2, "--samples is 0; allowed: at least 1"),
+        ("delete-several ct --samples -1", 2, "--samples is -1; allowed: 0 to 100000"),
+        ("permute ct --samples 0", 2, "--samples is 0; allowed: 1 to 100000"),
         ("receptive-field ct --sizes 2", 2, "--sizes has 2; allowed for cifar_resnet20: at least 4"),
         ("kl nowhere", 4, "no checkpoint in"),
         ("epochs odd", 2, "allowed here: a run's folder"),
@@ -247,6 +261,20 @@ def odd(runs: Path) -> Path:
         ("subnets ct --alone larger --images 3", 2, "--alone larger is a cifar_resnet32, whose layer1.3.bn1"),
         ("number ct", 2, "all runs trained with 0 subnets"),
         ("epochs ct -o odd/file", 2, "cannot write to --output"),
+        ("kl odd/truncated -o odd/file", 2, "cannot write to --output"),  # before anything is read
+        ("kl odd/barred -o odd/barred/pictures", 2, "it is no file; allowed: another --output"),
+        ("epochs odd/nameless", 3, "was never evaluated"),
+        ("number odd/nameless stpp", 3, "was never evaluated"),
+        ("epochs odd/timeless", 3, "was never evaluated"),
+        ("epochs odd/barred", 3, "metrics.jsonl: Is a directory"),
+        ("epochs odd/unconfigured", 2, "config.json holds no configuration that is known here"),
+        ("number ct odd/unconfigured", 2, "config.json holds no configuration that is known here"),
+        ("number ct odd/shapeless", 2, "all runs trained with 0 subnets"),
+        (f"epochs {'x' * 5000}", 2, "allowed here: a run's folder"),
+        (f"subnets {'x' * 5000}", 4, "no checkpoint in"),
+        ("delete-several ct --seed 99999999999", 2, "--seed is 99999999999; allowed: 0 to 2147483647"),
+        ("permute ct --samples 1000000000", 2, "--samples is 1000000000; allowed: 1 to 100000"),
+        ("receptive-field ct --sizes 100000", 2, "--sizes is 100000; allowed: 1 to 4096"),
     ],
 )
 def test_mistakes_are_one_message(
@@ -261,6 +289,23 @@ def test_mistakes_are_one_message(
     monkeypatch.chdir(runs)
     got, text, _ = analyze(capsys, *command.split())
     assert (got, words in text, "Traceback" in text) == (status, True, False), text
+
+
+def test_a_run_given_twice_is_two_curves(
+    runs: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    ct = str(runs / "ct")
+    status, _, found = analyze(capsys, "epochs", ct, ct, "-o", str(tmp_path))
+    assert status == 0
+    assert [each["label"] for each in found["curves"]] == [ct, f"{ct} (2)"]
+
+
+def test_the_main_network_alone_has_no_kl(
+    runs: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    words = ("kl", str(runs / "ct"), "--space", "3,3,3", "--statistics", "main", *FEW, "-o", str(tmp_path))
+    status, _, found = analyze(capsys, *words)
+    assert (status, found["points"][0]["kl"]) == (0, [0.0])
 
 
 def test_without_matplotlib_nothing_is_computed(

@@ -24,7 +24,6 @@ from fasttrain.models import (
     StagedNetwork,
     VisionTransformer,
     batch_norms,
-    create_model,
     fuse_batch_norms,
 )
 from fasttrain.step import TrainStep
@@ -152,7 +151,7 @@ def tiny_vit(**options: Any) -> StagedNetwork:
         **{"img_size": 32, "embed_dim": 24, "depth": 3, "num_heads": 2, "num_classes": 7, **options},
         dynamic_img_size=True,
     )
-    return VisionTransformer(source).double().train()  # type: ignore[arg-type]
+    return VisionTransformer(source).double().train()
 
 
 def transformer(
@@ -226,7 +225,8 @@ def test_the_networks_own_drop_path_is_of_the_main_pass_alone() -> None:
 def test_a_masked_step_of_vit_small_needs_at_most_1_6_plain_steps() -> None:
     """FLOPs at 224 pixels and ratio 0.5, counted by the step and by its plan."""
     network = flops.meta_network("vit_small_patch16_224", 1000)
-    images, targets = torch.empty(2, 3, 224, 224, device="meta"), torch.zeros(2, dtype=int, device="meta")
+    images = torch.empty(2, 3, 224, 224, device="meta")
+    targets = torch.zeros(2, dtype=torch.int64, device="meta")
     counted = []
     for method in (Common(network.full), augsub(network)):
         plan = method.plan(images, (), epoch=0, step=0)
@@ -317,13 +317,37 @@ def test_every_square_is_kept_as_often_as_its_share() -> None:
     assert (share - 0.75).abs().max() < 0.035  # five standard deviations of 4000 draws
 
 
-def test_what_is_not_defined_is_refused() -> None:
-    network = create_model("cifar_resnet20", 10)
-    with pytest.raises(ConfigError, match=r"'dropout'; allowed for cifar_resnet20, .*: masking, path"):
-        augsub(network, drop="dropout")
+KINDS = ("masking", "path", "dropout")
+DEFINED = {
+    "resnet50": KINDS[:2],
+    "cifar_resnet20": KINDS[:2],
+    "mobilenetv3_small_100": KINDS[:2],
+    "convnext_atto": KINDS[:2],
+    "regnety_002": KINDS[:2],
+    "densenet121": KINDS[:1],
+    "vit_tiny_patch16_224": KINDS,
+    "deit3_small_patch16_224": KINDS,
+    "swin_tiny_patch4_window7_224": KINDS,
+    "pvt_v2_b0": KINDS,
+}
+
+
+@pytest.mark.parametrize("name", DEFINED)
+def test_kinds_of_drop_that_are_not_defined_on_a_network_are_refused(name: str) -> None:
+    network = flops.meta_network(name, 10)
+    for drop in DEFINED[name]:
+        augsub(network, drop=drop)
+    for drop in set(KINDS) - set(DEFINED[name]):
+        with pytest.raises(
+            ConfigError, match=f"'{drop}'; allowed for {name}, .*: {', '.join(DEFINED[name])}$"
+        ):
+            augsub(network, drop=drop)
+
+
+def test_options_out_of_range_are_refused() -> None:
     for options in ({"drop_ratio": 0.0}, {"drop_ratio": 1.0}, {"mask_square": 0}, {"drop": "tokens"}):
         with pytest.raises(ConfigError, match="allowed"):
-            Method(name="augsub", **options)  # type: ignore[arg-type]
+            Method(name="augsub", **options)
     small = Config(method=Method(name="augsub"), data=Data(crop=32), model=Model(name="cifar_resnet20"))
     with pytest.raises(ConfigError, match=r"mask_square is 32; allowed: below data\.crop = 32"):
         build.build_network(small, 10, CPU)

@@ -441,17 +441,21 @@ METHODS: dict[str, dict[str, Any]] = {
     "common": {"name": "common", "subnets": 0},
     "ST": {"subnets": 1},
     "ST++": {"subnets": 2, "subnet_inputs": "downscaled", "sizes": (32, 48), "normalize": "layer_norm"},
+    "AugSub, masking": {"name": "augsub", "mask_square": 16},
+    "AugSub, drop-path": {"name": "augsub", "drop": "path", "drop_ratio": 0.2},
 }
+DEFINED = [
+    pair for pair in product(FAMILIES, METHODS) if pair != ("densenet", "AugSub, drop-path")
+]  # it has no branches
 
 
-@pytest.mark.parametrize("method", METHODS)
-@parametrized
+@pytest.mark.parametrize(("family", "method"), DEFINED)
 def test_ten_steps_lower_the_loss(family: str, method: str) -> None:
     """The whole of it, on a fixed batch."""
     config = Config(
         data=Data(crop=SIDE, val_crop=SIDE, val_resize=SIDE),
         method=Method(**METHODS[method]),
-        optim=Optim(lr=0.01, warmup_epochs=0),
+        optim=Optim(lr=0.02 if "AugSub" in method else 0.01, warmup_epochs=0),  # its losses are halves
         run=Run(batch=6, epochs=10),
     )
     network = FAMILIES[family].network().train()
@@ -463,7 +467,8 @@ def test_ten_steps_lower_the_loss(family: str, method: str) -> None:
         small = [nn.functional.interpolate(images, (side, side), mode="bilinear")]
         result = step(images, small, targets, epoch=0, step=index, global_step=index)
         losses.append(float(result.loss.total))
-    assert max(losses[-3:]) < 0.9 * losses[0]
+    # half of AugSub's loss is the sub-model's distance to the teacher, and above its output's entropy
+    assert max(losses[-3:]) < (0.97 if "AugSub" in method else 0.9) * losses[0]
 
 
 @pytest.mark.parametrize(

@@ -185,6 +185,10 @@ def test_subnets_of_an_evaluation(page: Page, tmp_path: Path) -> None:
             "No subnets",
         ),
         ({"metrics.jsonl": "\x00\n[]\n3\n"}, "3 of 3 lines"),
+        (
+            {"metrics.jsonl": f'{{"kind": "train", "global_step": 5, "step_ms": 1{"0" * 400}}}\n'},
+            "Nothing was recorded",
+        ),
     ],
 )
 def test_gaps_are_told(tmp_path: Path, broken: dict[str, str | None], words: str) -> None:
@@ -314,12 +318,17 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert run(capsys, str(folder)) == (0, f"report: {folder}/report.html\n")
     assert run(capsys, str(folder), str(folder), "-o", str(tmp_path / "x.html"))[0] == 0
     assert (tmp_path / "x.html").read_text().startswith("<!DOCTYPE html>")
+    os.mkfifo(tmp_path / "pipe")
     for arguments, message in (
         ((), "RUN"),
         ((str(tmp_path),), f"RUN is {tmp_path}; allowed: a run's folder"),
         ((str(folder), "/nowhere"), "RUN is /nowhere; allowed: a run's folder"),
         ((str(folder), "-o", "/nowhere/x.html"), "-o is /nowhere/x.html; allowed: a file in a folder"),
         ((str(folder), "-o", str(tmp_path)), "allowed: a file in a folder"),
+        ((str(folder), "-o", str(folder / "config.json")), "a run's own file; allowed: another file"),
+        ((str(folder), "-o", str(tmp_path / "pipe")), "allowed: a file in a folder"),
+        (("/nowhere",), "RUN is /nowhere; allowed: a run's folder"),
+        (("x" * 5000,), "allowed: a run's folder"),
         ((str(folder), "--fast"), "--fast"),
     ):
         status, words = run(capsys, *arguments)

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from fasttrain.cli import main
+from fasttrain.telemetry.records import parse
 from fasttrain.telemetry.runs import SILENCE, list_runs
 
 HERE = {"host": platform.node(), "pid": os.getpid()}
@@ -156,3 +157,10 @@ def test_no_folder_and_no_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str
         main(["runs", str(tmp_path / "none")])
     assert end.value.code == 2
     assert "none; allowed: a folder" in capsys.readouterr().err
+
+
+def test_subnets_records_keep_each_top1() -> None:
+    record = {"kind": "subnets", "global_step": 4, "depths": [[1], [2]], "top1": [70.0, 80.0]}
+    assert parse(json.dumps(record)) == record
+    assert "top1" not in parse(json.dumps(record | {"top1": 70.0}))
+    assert "top1" not in parse(json.dumps(record | {"kind": "evaluation"}))
