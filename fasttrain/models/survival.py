@@ -47,20 +47,18 @@ def set_survival(network: StagedNetwork, last: float) -> None:
         last: probability of survival of the last block's branches; it falls linearly from 1 (equation 4).
 
     Raises:
-        ConfigError: a block without a place for it.
+        ConfigError: no block has a place for it.
     """
     for index, ref in enumerate(network.full, start=1):
         block = network.stages[ref.stage][ref.block]
-        if not network.has_shortcut(block):
-            continue
-        places = [name for name in PATHS if hasattr(block, name)]
-        if not places:
-            raise ConfigError(
-                f"method.name is 'stochastic_depth'; {network.name or type(network).__name__}'s "
-                f"{type(block).__name__} has no drop-path; allowed: a network of timm's residual blocks"
-            )
+        places = [name for name in PATHS if hasattr(block, name)] if network.has_shortcut(block) else []
         for name in places:
             setattr(block, name, Survival(1 - index / len(network.full) * (1 - last)))
+    if not survivals(network):
+        raise ConfigError(
+            f"method.name is 'stochastic_depth'; {network.name or type(network).__name__} has no residual "
+            "branch that could be left out; allowed: networks of timm's residual blocks"
+        )
 
 
 def survivals(network: StagedNetwork) -> list[Survival]:
