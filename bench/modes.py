@@ -316,6 +316,5 @@ def tree_key(mode: Mode, batch: Batch, draw: Draw) -> tuple[object, ...]:
         return ("naive", draw.subnets, draw.sizes)
     plan = mode.plan(batch, draw)
     return tuple(
-        (tuple(x.shape), tree.nodes, frozenset(tree.leaves))
-        for x, tree in zip(plan.inputs, plan.trees, strict=True)
+        (own.images, own.side, own.tree.nodes, frozenset(own.tree.leaves), own.kept) for own in plan.passes
     )

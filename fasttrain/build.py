@@ -80,12 +80,7 @@ def _check_sides(config: Config, network: StagedNetwork) -> None:
             raise ConfigError(
                 f"{name} is {given[0]}; allowed: at least {network.reduction} pixels for {config.model.name}"
             )
-        odd = [side for side in given if side % network.multiple]
-        if odd:
-            raise ConfigError(
-                f"{name.removeprefix('the least of ')} holds {odd[0]}; allowed: multiples of "
-                f"{network.multiple} pixels, the side of {config.model.name}'s patches"
-            )
+        network.check_sides(name.removeprefix("the least of "), given)
 
 
 def _check_mask(config: Config, network: StagedNetwork) -> None:

@@ -89,6 +89,8 @@ def export(
     _cut(network, subnet)
     if form in ("published", "timm", "torchvision"):
         check_form(form, network.name, network.depths)
+    if form == "onnx" and side:
+        network.check_sides("--side", [side])
     config = for_evaluation(trained.config, train, val, 0, device)
     lines, is_subnet = [], network.depths != trained.depths
     if is_subnet:

@@ -150,6 +150,7 @@ def measure(runs: Sequence[Path], options: ReceptiveFieldOptions) -> ReceptiveFi
             raise ConfigError(
                 f"--sizes has {min(sizes)}; allowed for {source.config.model.name}: at least {smallest}"
             )
+        run.network.check_sides("--sizes", sizes)
         fields += [_field(source.label, run, size) for size in sizes]
     return ReceptiveField(SHARES, fields)
 

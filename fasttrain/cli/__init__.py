@@ -89,7 +89,7 @@ def _dispatch(command: str, rest: list[str]) -> None:
     }
     if command not in commands:
         raise ConfigError(f"unknown command {command!r}; allowed: {', '.join(commands)}")
-    own_help = ("compare", "evaluate", "export", "analyze", "runs", "watch", "report", "data")
+    own_help = ("compare", "nips22", "evaluate", "export", "analyze", "runs", "watch", "report", "data")
     if rest[:1] in (["-h"], ["--help"]) and command not in own_help:
         print(USAGE)
         return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -98,7 +99,7 @@ class _Export:
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"], metavar="FILE")]
     """The file: .onnx, .safetensors, else .pt, .pth or .tar."""
     subnet: Annotated[str, tyro.conf.arg(metavar="D,D,...")] = ""
-    """Blocks kept per stage, such as 3,3,6,3; empty: the whole network."""
+    """Blocks kept per stage, such as 3,3,6,3 or 3-3-6-3; empty: the whole network."""
     checkpoint: Literal["best", "last"] = "best"
     """Which of the folder's checkpoints; the last where there is no best."""
     recipe: Annotated[str, tyro.conf.arg(metavar="NAME")] = ""
@@ -122,7 +123,7 @@ class _Export:
 
 def export(rest: list[str]) -> None:
     options = tyro.cli(_Export, prog="fasttrain export", args=rest)
-    depths = options.subnet.split(",") if options.subnet else []
+    depths = re.split("[,-]", options.subnet) if options.subnet else []
     if not all(depth.isascii() and depth.isdecimal() and len(depth) < 10 for depth in depths):
         raise ConfigError(f"--subnet is {options.subnet[:300]}; allowed: blocks per stage, such as 3,3,6,3")
     for name, value in (("--side", options.side), ("--batch", options.batch)):

@@ -24,12 +24,17 @@ def train(rest: list[str]) -> None:
 
 def nips22(rest: list[str]) -> None:
     """The published flags; what is told goes to stderr, the command to stdout."""
-    from ..compat.nips22 import Parser, equivalent
+    from ..compat.nips22 import Parser, add_flags, equivalent
 
-    parser = Parser("nips22")
-    parser.add_argument("--data", default="")
-    parser.add_argument("--fast", action="store_true", default=False)
-    parser.add_argument("--print-command", action="store_true", default=False)
+    parser = Parser("fasttrain nips22")
+    add = parser.add_argument
+    add("--data", default="", metavar="DIR", help="holds train/ and val/")
+    add("--fast", action="store_true", help="the same recipe by this project's fast modes")
+    add("--print-command", action="store_true", help="print the fasttrain train command, train nothing")
+    if rest in (["-h"], ["--help"]):
+        add_flags(parser)
+        print(parser.format_help().rstrip())
+        return
     own, published = parser.parse_known_args(rest)
     found = equivalent(published, own.data, fast=own.fast)
     if int(os.environ.get("RANK", 0)) == 0:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ..errors import ConfigError
 from ..subnets import ROOT, BlockRef, Depths, Part, PrefixTree, Subnet, depths_of, ordered_subnet
 from .drop import Drop, Mask
 
@@ -124,6 +125,19 @@ class StagedNetwork(nn.Module, ABC):
     def without_shortcut(self) -> frozenset[BlockRef]:
         """The blocks without a shortcut: no subnet can do without them, nor run a part of them."""
         return frozenset(ref for ref in self.full if not self.has_shortcut(self.stages[ref.stage][ref.block]))
+
+    def check_sides(self, name: str, sides: Sequence[int]) -> None:
+        """Whether images of these sides, which are called `name` in the error, fit the patches.
+
+        Raises:
+            ConfigError: one that does not.
+        """
+        odd = [side for side in sides if side % self.multiple]
+        if odd:
+            raise ConfigError(
+                f"{name} holds {odd[0]}; allowed: multiples of {self.multiple} pixels, the side of "
+                f"{self.name}'s patches"
+            )
 
     def keep(self, depths: Sequence[int]) -> None:
         """Become a subnet: of each stage the first `depths` blocks stay, under their names.

@@ -11,10 +11,11 @@ from pathlib import Path
 
 from ..config import Config, from_dict
 from ..errors import ConfigError
-from . import augsub, cifar, demo, finetune, imagenet, rsb
+from . import augsub, cifar, demo, finetune, imagenet, rsb, vit
 
 RECIPES: dict[str, Callable[[], Config]] = {
     **imagenet.RECIPES,
+    **vit.RECIPES,
     **rsb.RECIPES,
     **augsub.RECIPES,
     **finetune.RECIPES,

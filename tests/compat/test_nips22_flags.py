@@ -340,3 +340,10 @@ def test_mistakes_on_the_command_line(
     got, _, err = run(capsys, *words.split())
     assert got == status
     assert message in err
+
+
+def test_help_has_every_flag(capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, _ = run(capsys, "nips22", "--help")
+    assert status == 0
+    for name in (*(field.name for field in fields(Flags)), "data", "fast", "print-command"):
+        assert f"--{name}" in out

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from timm.layers import DropPath
 from torch import Tensor, nn
 
+from bench import modes
 from fasttrain import build, flops
 from fasttrain.config import Config, Data, Method, Model, Run
 from fasttrain.distributed import Process
@@ -238,6 +239,17 @@ def test_a_masked_step_of_vit_small_needs_at_most_1_6_plain_steps() -> None:
         counted.append(flops.count(step))
         assert flops.passes_flops(network, plan.passes) == counted[-1]
     assert 1.45 < counted[1] / counted[0] < 1.6
+
+
+def test_the_bench_tells_a_masked_step_from_one_with_drop_path() -> None:
+    """Its FLOPs are counted once for steps of equal keys."""
+    network, keys = tiny_vit(), set()
+    setup = modes.Setup(subnets=1, space="default", crop=32, sizes=(16,), seed=0)
+    for name in ("augsub-mask", "augsub-path", "ct"):
+        mode = modes.build_mode(name, setup, network, CPU, "fp32")
+        draw = mode.draw(0)
+        keys.add(modes.tree_key(mode, mode.batch(tiny_images(2, 32), torch.arange(2), draw), draw))
+    assert len(keys) == 3
 
 
 @pytest.mark.parametrize("drop", ["masking", "path"])

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,8 @@ from fasttrain.config import Config, Data, Method, Model, Optim, Run
 from fasttrain.distributed import Process
 from fasttrain.errors import ConfigError
 from fasttrain.evaluation import estimate_statistics, evaluate, evaluate_subnets
-from fasttrain.export import bare_subnet
+from fasttrain.export import bare_subnet, export
+from fasttrain.formats import write_safetensors
 from fasttrain.hardware import Precision
 from fasttrain.methods import Pass, build_method
 from fasttrain.methods.stimulative import Stimulative
@@ -40,6 +42,7 @@ from fasttrain.models import (
     set_survival,
 )
 from fasttrain.subnets import BlockRef, Part, PrefixTree, Subnet, ordered_space, ordered_subnet
+from fasttrain.trained import Trained, metadata
 from fasttrain.trainer import subnets_line
 from tests.networks import tiny_images
 
@@ -518,6 +521,16 @@ def test_sides_that_patches_do_not_fill_are_refused(name: str, changes: dict[str
     )
     with pytest.raises(ConfigError, match=message):
         build.build_network(config, 3, torch.device("cpu"))
+
+
+def test_exported_images_fill_patches(tmp_path: Path) -> None:
+    network = create_model("test_vit", 3)
+    weights = tmp_path / "vit.safetensors"
+    config = Config(model=Model(name="test_vit"), data=Data(num_classes=3))
+    trained = Trained(weights, config, network.state_dict(), 3, network.depths)
+    write_safetensors(network, weights, metadata(trained))
+    with pytest.raises(ConfigError, match="--side holds 40; allowed: multiples of 16 pixels"):
+        export(weights, "onnx", tmp_path / "vit.onnx", side=40)
 
 
 def test_one_pixel_is_enough_without_batch_norm() -> None:

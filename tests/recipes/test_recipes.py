@@ -60,7 +60,7 @@ def test_published_twins_differ_from_their_fast_ones_in_speed_alone() -> None:
 
 A_STEP = (
     *("cifar10-mobilenetv3-st", "cifar10-resnet50-st", "rn50-ct-rsb-a2", "rn50-augsub-rsb-a2"),
-    "vit-s-augsub-deit3-800",
+    *("vit-s-augsub-deit3-800", "vit-s-st-100"),
 )
 
 
@@ -80,7 +80,7 @@ def test_a_recipe_trains_a_step(name: str) -> None:
     assert result.gradient_norm > 0
     assert not any(torch.equal(value, before[key]) for key, value in network.named_parameters())
     walked = build.subnets_to_evaluate(config, network, -1)
-    assert len(walked) == {"cifar10-mobilenetv3-st": 144, "vit-s-augsub-deit3-800": 12}.get(name, 216)
+    assert len(walked) == (144 if "mobilenetv3" in name else 12 if name.startswith("vit-s") else 216)
 
 
 def test_the_papers_settings() -> None:
@@ -93,6 +93,8 @@ def test_the_papers_settings() -> None:
             assert (run.epochs, run.batch) == (500, 64)
         if name.startswith("rn101-") and name.endswith("-100"):
             assert (config.model.name, run.epochs, run.batch) == ("resnet101", 100, 512)
+        if name.startswith("vit-") and name.endswith("-100"):
+            assert (optim.name, optim.lr, run.epochs, run.batch) == ("adamw", 2e-3, 100, 2048)
         if name.endswith("rsb-a2"):
             assert (optim.name, optim.lr, optim.weight_decay, optim.warmup_epochs) == ("lamb", 5e-3, 0.02, 5)
             assert (config.method.main_loss, config.model.drop_path, config.data.repeats) == ("bce", 0.05, 3)

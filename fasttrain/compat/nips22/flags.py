@@ -138,14 +138,22 @@ def parse(argv: Sequence[str]) -> Parsed:
             apart, also where it passes silently there.
     """
     parser = Parser("published flags")
-    for field in fields(Flags):
-        name = f"--{field.name}"
-        if isinstance(field.default, bool):
-            parser.add_argument(name, action="store_true")
-        else:
-            parser.add_argument(name, type=type(field.default), choices=CHOICES.get(field.name))
+    add_flags(parser)
     values = vars(parser.parse_args(list(argv)))
     return Parsed(Flags(**values), frozenset(values))
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Let a parser take the published flags."""
+    for field in fields(Flags):
+        name, kind = f"--{field.name}", type(field.default)
+        if kind is bool:
+            parser.add_argument(name, action="store_true")
+        else:
+            told = f"{kind.__name__}, {field.default}"
+            choices = CHOICES.get(field.name)
+            metavar = None if choices else field.name.upper()
+            parser.add_argument(name, type=kind, choices=choices, metavar=metavar, help=told)
 
 
 class Parser(argparse.ArgumentParser):
