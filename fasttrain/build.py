@@ -18,15 +18,18 @@ from .guards.finite import LateCheck, StatisticsGuard
 from .hardware import Precision, choose_batch_norm, choose_conv1x1, choose_kernels, choose_precision
 from .kernels.normalized_loss import IN_TRITON
 from .kernels.runtime import Kernels
-from .methods import build_method, images_seen
+from .methods import AUXILIARY, build_method, images_seen
 from .mixing import build_mixing
 from .models import (
+    AuxiliaryClassifiers,
     StagedNetwork,
     batch_norms,
+    build_classifiers,
     create_model,
     fuse_batch_norms,
     fuse_convolutions,
     set_drop_path,
+    set_survival,
 )
 from .optim import build_ema, build_optimizer, build_schedule, parameter_groups
 from .step import TrainStep
@@ -50,6 +53,8 @@ def build_network(config: Config, classes: int, device: torch.device, world: int
     torch.manual_seed(config.run.seed)
     network = create_model(config.model.name, config.data.num_classes or classes)
     set_drop_path(network, config.model.drop_path)
+    if config.method.name == "stochastic_depth":
+        set_survival(network, config.method.survival)
     _check_sides(config, network)
     _check_mask(config, network)
     _check_batch_norm(config, network, world or distributed.processes())
@@ -202,15 +207,18 @@ def build_step(
     """The training step.
 
     Raises:
-        ConfigError: a sampling space or a kind of drop that does not fit the network, or an implementation of
-            the loss or the optimizer that does not run here.
+        ConfigError: a method, a sampling space or a kind of drop that does not fit the network, or an
+            implementation of the loss or the optimizer that does not run here.
     """
     if config.method.supervision == "dkd" and network.num_classes < 2:
         raise ConfigError("method.supervision is 'dkd' with 1 class; allowed: 2 or more, or kl")
     joint = config.method.backward == "joint"
-    method = build_method(config, network, loss_kernels(config, process.device), process.rank)
+    with precision.autocast():
+        auxiliary = build_auxiliary(config, network)
+    classifiers = len(auxiliary.refs) if auxiliary else 0
+    method = build_method(config, network, loss_kernels(config, process.device), process.rank, classifiers)
     compression = config.run.gradient_compression
-    forward = distributed.wrap(network, process, joint=joint, compression=compression)
+    forward = distributed.wrap(network, process, auxiliary=auxiliary, joint=joint, compression=compression)
     return TrainStep(
         forward=forward,
         method=method,
@@ -228,6 +236,19 @@ def build_step(
         accumulate=config.run.accumulate,
         guard=StatisticsGuard(network) if config.run.skip_nonfinite else None,
     )
+
+
+def build_auxiliary(config: Config, network: StagedNetwork) -> AuxiliaryClassifiers | None:
+    """The classifiers that the method trains besides the network's own, from the run's seed; None: none.
+
+    Raises:
+        ConfigError: a network whose blocks cannot have them.
+    """
+    kind = AUXILIARY.get(config.method.name)
+    if kind is None:
+        return None
+    torch.manual_seed(config.run.seed)
+    return build_classifiers(network, kind, config.data.crop)
 
 
 def subnets_to_evaluate(config: Config, network: StagedNetwork, count: int) -> list[Subnet]:

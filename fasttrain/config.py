@@ -250,12 +250,23 @@ class Model:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Method:
-    """How the network is trained: common training, stimulative training (ST, ST++) or AugSub."""
+    """How the network is trained: common training, stimulative training (ST, ST++), AugSub, or a baseline."""
 
-    name: Literal["common", "stimulative", "augsub"] = "stimulative"
+    name: Literal[
+        "common",
+        "stimulative",
+        "augsub",
+        "layer_supervision",
+        "stage_supervision",
+        "self_distillation",
+        "stochastic_depth",
+    ] = "stimulative"
     """common: the main loss alone; stimulative: and each sampled subnet follows the main network; augsub: and
-    a sub-model, the main network under more drop, follows it (Heo et al. 2023). Of what follows augsub reads
-    drop, drop_ratio, mask_square, main_loss and its options, and backward."""
+    a sub-model, the main network under more drop, follows it (Heo et al. 2023); layer_supervision,
+    stage_supervision: and the cross-entropy of a classifier after each block or stage; self_distillation: and
+    such classifiers follow the main network (Zhang et al. 2019); stochastic_depth: common, but residual
+    branches are left out at random (Huang et al. 2016). Of what follows augsub reads drop, drop_ratio,
+    mask_square, main_loss and its options, and backward."""
     drop: Literal["masking", "dropout", "path"] = "masking"
     """What augsub's sub-model has more of: masked squares of the images (patches of a ViT, which leave the
     sequence); dropout after attention and in the MLP (transformers); drop-path in every block."""
@@ -263,6 +274,14 @@ class Method:
     """Share of the squares that are masked, or probability of dropout or drop-path."""
     mask_square: int = 32
     """Side of the masked squares, pixels; a ViT has its patches instead."""
+    auxiliary_weight: float = 1.0
+    """Weight of each of the classifiers that layer_supervision, stage_supervision and self_distillation train
+    besides the network's own."""
+    distillation: float = 0.1
+    """Share of that weight with which self_distillation's classifiers follow the main network, at
+    `temperature`; the rest is for the targets."""
+    survival: float = 0.5
+    """Probability with which stochastic_depth keeps the last block's branch; it falls linearly from 1."""
     subnets: int = 1
     """K, the subnets drawn per step."""
     sampling: Literal["ordered", "stochastic", "raw"] = "ordered"
@@ -331,6 +350,9 @@ class Method:
         _check_types(self)
         _check_range("method.drop_ratio", self.drop_ratio, 0.01, 0.99)
         _check_range("method.mask_square", self.mask_square, 1, 4096)
+        _check_range("method.auxiliary_weight", self.auxiliary_weight, 0)
+        _check_range("method.distillation", self.distillation, 0, 1)
+        _check_range("method.survival", self.survival, 0.01, 1)
         _check_range("method.subnets", self.subnets, 0, 64)
         for size in self.sizes:
             _check_range("method.sizes", size, 1, 4096)
@@ -365,7 +387,20 @@ class Method:
             not self.main_resizes or self.name == "stimulative",
             "method.main_resizes",
             self.main_resizes,
-            "none with method.name common or augsub",
+            "none unless method.name is stimulative",
+        )
+        auxiliary = self.name in ("layer_supervision", "stage_supervision", "self_distillation")
+        _check(
+            not auxiliary or self.backward == "joint",
+            "method.backward",
+            self.backward,
+            f"joint with method.name {self.name}, whose classifiers share the main network's pass",
+        )
+        _check(
+            not auxiliary or self.main_loss == "ce",
+            "method.main_loss",
+            self.main_loss,
+            f"ce with method.name {self.name}",
         )
         _check_range("method.ensemble", self.ensemble, 0, 1)
         _check(
@@ -593,6 +628,12 @@ class Config:
             "method.supervision",
             self.method.supervision,
             "kl, ce_teacher, ce_target or mse with data.mixup or data.cutmix, whose targets are soft",
+        )
+        _check(
+            self.method.name != "stochastic_depth" or self.model.drop_path == 0,
+            "model.drop_path",
+            self.model.drop_path,
+            "0 with method.name stochastic_depth, which drops by method.survival",
         )
         _check(
             self.method.start_epoch < self.run.epochs,

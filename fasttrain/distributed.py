@@ -22,7 +22,7 @@ from .config import Run
 from .errors import ConfigError, DistributedError, Interrupted, Preempted, RunError, error_of
 from .guards.watchdog import PATIENCE
 from .hardware import choose_device
-from .models import StagedNetwork, TreeForward, batch_norms
+from .models import AuxiliaryClassifiers, StagedNetwork, TreeForward, batch_norms
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,7 +253,12 @@ def local_batch(batch: int, world: int) -> int:
 
 
 def wrap(
-    network: StagedNetwork, process: Process, *, joint: bool = True, compression: str = "none"
+    network: StagedNetwork,
+    process: Process,
+    *,
+    auxiliary: AuxiliaryClassifiers | None = None,
+    joint: bool = True,
+    compression: str = "none",
 ) -> nn.Module:
     """The module whose call is a step's forward pass: `TreeForward`, through DDP if there are more processes.
 
@@ -263,6 +268,7 @@ def wrap(
     Args:
         network: on its device.
         process: this one.
+        auxiliary: classifiers of the network's blocks that are trained with it.
         joint: whether a step has one backward pass.
         compression: of the gradients on their way: none or bf16.
 
@@ -274,7 +280,7 @@ def wrap(
             f"run.gradient_compression is {compression!r} with method.backward 'split'; allowed: "
             "none, or joint"
         )
-    module = TreeForward(network)
+    module = TreeForward(network, auxiliary)
     if process.world == 1 or not joint:
         return module
     ddp = DistributedDataParallel(module, gradient_as_bucket_view=True, **_BUFFERS_APART)  # type: ignore[arg-type]

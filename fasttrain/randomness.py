@@ -28,6 +28,7 @@ class Stream(IntEnum):
     CROPS = 12
     ANALYSIS = 13
     DROP = 14
+    SURVIVAL = 15
 
 
 def generator(seed: int, stream: Stream, epoch: int = 0, step: int = 0) -> np.random.Generator:

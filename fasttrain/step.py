@@ -16,7 +16,7 @@ from .hardware import Precision
 from .kernels.normalized_loss import StimulativeLoss
 from .methods import Method, Pass, Plan
 from .mixing import Mixing
-from .models import frozen_statistics
+from .models import AuxiliaryClassifiers, TreeForward, frozen_statistics
 from .optim import CosineSchedule
 
 
@@ -70,6 +70,11 @@ class TrainStep:
     check: LateCheck = field(default_factory=LateCheck)
     accumulate: int = 1
     guard: StatisticsGuard | None = None
+
+    @property
+    def auxiliary(self) -> AuxiliaryClassifiers | None:
+        """Classifiers that are trained besides the network's own, where the method has some."""
+        return _unwrap(self.forward).auxiliary
 
     def __call__(
         self,
@@ -206,7 +211,7 @@ class TrainStep:
         if self.guard is not None:
             self.guard.take_back(norm)
         if self.ema is not None:
-            self.ema.update_parameters(_unwrap(self.forward))
+            self.ema.update_parameters(_unwrap(self.forward).network)
         return norm
 
 
@@ -234,9 +239,9 @@ def _average(losses: Sequence[StimulativeLoss], shares: Sequence[float]) -> Stim
     )
 
 
-def _unwrap(forward: nn.Module) -> nn.Module:
-    module = forward.module if isinstance(forward, nn.parallel.DistributedDataParallel) else forward
-    return module.network  # type: ignore[return-value]
+def _unwrap(forward: nn.Module) -> TreeForward:
+    """Without DDP."""
+    return forward.module if isinstance(forward, nn.parallel.DistributedDataParallel) else forward  # type: ignore[return-value]
 
 
 def _sum(losses: Sequence[StimulativeLoss], plan: Plan) -> StimulativeLoss:

@@ -178,7 +178,9 @@ def test_links_and_import_names() -> None:
 
 def readme_commands() -> list[str]:
     """Lines of the README's indented or fenced blocks that call fasttrain or the bench."""
-    blocks = re.findall(r"```\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+    blocks = re.findall(
+        r"^```\w*\n(.*?)^```", (ROOT / "README.md").read_text(), flags=re.DOTALL | re.MULTILINE
+    )
     lines = [line for block in blocks for line in block.splitlines()]
     return [line for line in lines if re.match(r"(\S*/)?(fasttrain|launch\.sh|python -m bench) ", line)]
 

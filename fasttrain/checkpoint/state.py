@@ -105,9 +105,10 @@ class State:
         if not self.process.is_main:
             return {}
         ranks = [_unpack(part) for part in parts]
-        ema = self.step.ema
+        ema, auxiliary = self.step.ema, self.step.auxiliary
         state = self._copy(
             {
+                "auxiliary": None if auxiliary is None else auxiliary.state_dict(),
                 "network": self.network.state_dict(),
                 "optimizer": self.step.optimizer.state_dict(),
                 "ema": None if ema is None else ema.state_dict(),
@@ -156,6 +157,8 @@ class State:
         check_fits(self.config, self.classes, state, path)
         with checkpoint.restoring(path):
             checkpoint.load_state(self.network, state["network"], path)
+            if self.step.auxiliary is not None:
+                checkpoint.load_state(self.step.auxiliary, state["auxiliary"], path)
             self.step.optimizer.load_state_dict(state["optimizer"])
             self.step.scaler.load_state_dict(state["scaler"])
             if self.step.ema is not None:

@@ -10,6 +10,7 @@ from typing import NoReturn
 from ..errors import INTERRUPTED, ConfigError, RunError
 from ..launch.status import tell_exit
 from .about import doctor, recipes, show
+from .compare import compare
 from .data import data
 from .networks import analyze, evaluate, export
 from .runs import report, runs, watch
@@ -20,6 +21,7 @@ USAGE = """usage: fasttrain COMMAND ...
   train RECIPE [--section.field value ...]              train, or go on; RECIPE may be a run's config.json
   check RECIPE [--section.field value ...]              look for mistakes in a run before it is started
         [--processes N] [--nodes N]                     with N processes on each of N machines
+  compare RECIPE RECIPE ... --budget N [--help]         short runs side by side: cost and accuracy
   evaluate RUN [--help]                                 evaluate a run's main network and subnets
   export RUN --format FORMAT -o FILE [--help]           write its network for another program
   analyze NAME RUN [RUN ...] [-o DIR] [--help]          one of the papers' experiments, as JSON and a picture
@@ -71,6 +73,7 @@ def _dispatch(command: str, rest: list[str]) -> None:
     commands: dict[str, Callable[[list[str]], None]] = {
         "train": train,
         "check": check,
+        "compare": compare,
         "evaluate": evaluate,
         "export": export,
         "analyze": analyze,
@@ -86,7 +89,7 @@ def _dispatch(command: str, rest: list[str]) -> None:
     }
     if command not in commands:
         raise ConfigError(f"unknown command {command!r}; allowed: {', '.join(commands)}")
-    own_help = ("nips22", "evaluate", "export", "analyze", "runs", "watch", "report", "data")
+    own_help = ("compare", "nips22", "evaluate", "export", "analyze", "runs", "watch", "report", "data")
     if rest[:1] in (["-h"], ["--help"]) and command not in own_help:
         print(USAGE)
         return

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from .. import build, loading
 from ..checkpoint import decode, load_state, restoring
@@ -49,13 +50,14 @@ def check_run(config: Config, processes: int = 0, nodes: int = 1) -> list[str]:
     network = build.build_network(config, classes, process.device, world)
     precision = choose_precision(config.run.precision, process.device)
     steps = 1 if folders is None else loading.steps_per_epoch(config, folders.train, world)
-    build.build_step(config, network, process, precision, steps)
+    step = build.build_step(config, network, process, precision, steps)
     build.subnets_to_evaluate(config, network, config.evaluation.subnets)
     folder = RunFolder(config)
     notes, checkpoints = check_resume(
         config, folder, network, None if folders is None else folders.train.classes
     )
-    check_room(folder.path, checkpoints * checkpoint_bytes(network, config))
+    trained = [network] if step.auxiliary is None else [network, step.auxiliary]
+    check_room(folder.path, checkpoints * sum(checkpoint_bytes(each, config) for each in trained))
     images = "the digits, still to be written" if folders is None else f"{len(folders.train.files)} images"
     return [
         f"{config.recipe or 'run'}: {config.model.name}, {images}, {classes} classes, "
@@ -88,7 +90,7 @@ def check_resume(
     return [*found.warnings, f"{folder.path} goes on from {found.path} at step {step}"], 1
 
 
-def checkpoint_bytes(network: StagedNetwork, config: Config) -> int:
+def checkpoint_bytes(network: nn.Module, config: Config) -> int:
     """About what one checkpoint takes: weights, the optimizer's moments, and the weights' average, if any."""
     weights = sum(tensor.numel() * tensor.element_size() for tensor in network.state_dict().values())
     moments = 1 if config.optim.name == "sgd" else 2

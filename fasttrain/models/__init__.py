@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import ConfigError
+from .auxiliary import AuxiliaryClassifiers, build_classifiers
 from .backbone import staged_view
 from .cifar_resnet import CIFAR_BOTTLENECKS, CIFAR_RESNETS, CifarResNet, create_cifar_bottleneck
 from .convnext import ConvNeXt
@@ -26,6 +27,7 @@ from .staged import (
     frozen_statistics,
     initialize,
 )
+from .survival import Survival, set_survival, survivals
 from .swin import SwinTransformer
 from .vit import VisionTransformer
 
@@ -106,6 +108,7 @@ def _create(name: str, num_classes: int) -> StagedNetwork:
 
 
 __all__ = [
+    "AuxiliaryClassifiers",
     "CifarResNet",
     "ConvNeXt",
     "DenseNet",
@@ -118,11 +121,13 @@ __all__ = [
     "RegNet",
     "ResNet",
     "StagedNetwork",
+    "Survival",
     "SwinTransformer",
     "TreeForward",
     "TreeWalk",
     "VisionTransformer",
     "batch_norms",
+    "build_classifiers",
     "check_drop",
     "create_model",
     "frozen_statistics",
@@ -130,5 +135,7 @@ __all__ = [
     "fuse_convolutions",
     "initialize",
     "set_drop_path",
+    "set_survival",
     "staged_view",
+    "survivals",
 ]

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 DropKind = Literal["masking", "dropout", "path"]
 
-_PATHS = ("drop_path", "drop_path1", "drop_path2")
+PATHS = ("drop_path", "drop_path1", "drop_path2")
+"""Where timm's blocks call what drops a residual branch; None or an identity where it is off."""
 _DROPOUTS = ("proj_drop", "drop", "drop1", "drop2")
 
 
@@ -128,6 +129,6 @@ def _places(block: nn.Module, kind: DropKind) -> Iterator[tuple[nn.Module, str]]
     if kind == "dropout" and not any(hasattr(module, "proj_drop") for module in block.modules()):
         return  # no transformer's
     for module in block.modules():
-        for name in _PATHS if kind == "path" else _DROPOUTS:
+        for name in PATHS if kind == "path" else _DROPOUTS:
             if isinstance(getattr(module, name, 0), nn.Module | None):
                 yield module, name

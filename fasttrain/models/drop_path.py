@@ -5,10 +5,8 @@ from __future__ import annotations
 from timm.layers import DropPath
 
 from ..errors import ConfigError
+from .drop import PATHS
 from .staged import StagedNetwork
-
-_PLACES = ("drop_path", "drop_path1", "drop_path2")
-"""Where timm's blocks have it: one per residual branch, `None` or an identity where it is off."""
 
 
 def set_drop_path(network: StagedNetwork, rate: float) -> None:
@@ -27,7 +25,7 @@ def set_drop_path(network: StagedNetwork, rate: float) -> None:
     blocks = [block for stage in network.stages for block in stage]
     for index, block in enumerate(blocks):
         own = rate * index / max(1, len(blocks) - 1)
-        places = [name for name in _PLACES if hasattr(block, name)]
+        places = [name for name in PATHS if hasattr(block, name)]
         if rate and not places:
             raise ConfigError(
                 f"model.drop_path is {rate:g}; allowed for {network.name or type(network).__name__}, whose "

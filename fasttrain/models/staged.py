@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from itertools import zip_longest
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -14,6 +14,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ..errors import ConfigError
 from ..subnets import ROOT, BlockRef, Depths, Part, PrefixTree, Subnet, depths_of, ordered_subnet
 from .drop import Drop, Mask
+
+if TYPE_CHECKING:
+    from .auxiliary import AuxiliaryClassifiers
 
 BeforeNode = Callable[[int], None]
 """Called with a tree node's index (ROOT: the stem) just before it runs."""
@@ -438,14 +441,21 @@ def initialize(network: nn.Module) -> None:
 
 
 class TreeForward(nn.Module):
-    """What DDP wraps: the one forward call of a training step."""
+    """What DDP wraps: the one forward call of a training step.
 
-    def __init__(self, network: StagedNetwork) -> None:
+    Attributes:
+        network: what is trained.
+        auxiliary: classifiers of its blocks that are trained with it, or None.
+    """
+
+    def __init__(self, network: StagedNetwork, auxiliary: AuxiliaryClassifiers | None = None) -> None:
         super().__init__()
-        self.network = network
+        self.network, self.auxiliary = network, auxiliary
 
     def forward(
         self, inputs: Sequence[Tensor], trees: Sequence[PrefixTree], drops: Sequence[Drop | None] = ()
     ) -> list[list[Tensor]]:
-        """See `StagedNetwork.forward_trees`."""
+        """See `StagedNetwork.forward_trees`; with `auxiliary` the main network's pass (`run`) is all."""
+        if self.auxiliary is not None:
+            return [self.auxiliary.run(self.network, inputs[0])]
         return self.network.forward_trees(inputs, trees, drops)

@@ -51,4 +51,51 @@ def demo() -> Config:
     )
 
 
-RECIPES = {"demo": demo, "demo-ct": demo_ct}
+def demo_st() -> Config:
+    """Handwritten digits, ResNet-20, ST: one subnet in a pass of its own, so that memory stays CT's."""
+    return _demo("demo-st", Method(name="stimulative", subnets=1, backward="split"))
+
+
+def demo_layer() -> Config:
+    """Handwritten digits, ResNet-20, layer supervision: a classifier after every block."""
+    return _demo("demo-layer", Method(name="layer_supervision"))
+
+
+def demo_stage() -> Config:
+    """Handwritten digits, ResNet-20, stage supervision: a classifier after every stage."""
+    return _demo("demo-stage", Method(name="stage_supervision"))
+
+
+def demo_selfdistill() -> Config:
+    """Handwritten digits, ResNet-20, self-distillation (Zhang et al. 2019): shallow classifiers follow it."""
+    return _demo(
+        "demo-selfdistill",
+        Method(name="self_distillation", distillation=0.1, temperature=3.0),  # of the authors' code
+    )
+
+
+def demo_stochastic_depth() -> Config:
+    """Handwritten digits, ResNet-20, stochastic depth (Huang et al. 2016)."""
+    return _demo("demo-stochastic-depth", Method(name="stochastic_depth", survival=0.5))  # their section 4
+
+
+def demo_augsub() -> Config:
+    """Handwritten digits, ResNet-20, AugSub (Heo et al. 2023): half of each image's squares masked."""
+    method = Method(name="augsub", drop="masking", drop_ratio=0.5, mask_square=4)  # a seventh of 32 pixels
+    return _demo("demo-augsub", method)
+
+
+def _demo(name: str, method: Method) -> Config:
+    return replace(demo_ct(), recipe=name, method=method)
+
+
+RECIPES = {
+    "demo": demo,
+    "demo-ct": demo_ct,
+    "demo-st": demo_st,
+    "demo-layer": demo_layer,
+    "demo-stage": demo_stage,
+    "demo-selfdistill": demo_selfdistill,
+    "demo-stochastic-depth": demo_stochastic_depth,
+    "demo-augsub": demo_augsub,
+}

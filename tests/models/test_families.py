@@ -39,6 +39,7 @@ from fasttrain.models import (
     batch_norms,
     create_model,
     fuse_batch_norms,
+    set_survival,
 )
 from fasttrain.subnets import BlockRef, Part, PrefixTree, Subnet, ordered_space, ordered_subnet
 from fasttrain.trained import Trained, metadata
@@ -446,10 +447,21 @@ METHODS: dict[str, dict[str, Any]] = {
     "ST++": {"subnets": 2, "subnet_inputs": "downscaled", "sizes": (32, 48), "normalize": "layer_norm"},
     "AugSub, masking": {"name": "augsub", "mask_square": 16},
     "AugSub, drop-path": {"name": "augsub", "drop": "path", "drop_ratio": 0.2},
+    "layer supervision": {"name": "layer_supervision"},
+    "stage supervision": {"name": "stage_supervision"},
+    "self-distillation": {"name": "self_distillation", "temperature": 3.0},
+    "stochastic depth": {"name": "stochastic_depth", "survival": 0.8},
 }
-DEFINED = [
-    pair for pair in product(FAMILIES, METHODS) if pair != ("densenet", "AugSub, drop-path")
-]  # it has no branches
+UNDEFINED = (
+    *(("densenet", "AugSub, drop-path"), ("densenet", "stochastic depth")),  # it has no branches
+    *product(("vit", "deit", "deit3"), ("stage supervision", "self-distillation")),  # they have one stage
+)
+SLOW = tuple(
+    method for method in METHODS if method.endswith(("supervision", "distillation", "masking", "path"))
+)
+"""Half of AugSub's loss is the sub-model's distance to the teacher, and above its output's entropy;
+classifiers within the network start at the uniform output."""
+DEFINED = [pair for pair in product(FAMILIES, METHODS) if pair not in UNDEFINED]
 
 
 @pytest.mark.parametrize(("family", "method"), DEFINED)
@@ -458,10 +470,12 @@ def test_ten_steps_lower_the_loss(family: str, method: str) -> None:
     config = Config(
         data=Data(crop=SIDE, val_crop=SIDE, val_resize=SIDE),
         method=Method(**METHODS[method]),
-        optim=Optim(lr=0.02 if "AugSub" in method else 0.01, warmup_epochs=0),  # its losses are halves
+        optim=Optim(lr=0.02 if method in SLOW else 0.01, warmup_epochs=0),
         run=Run(batch=6, epochs=10),
     )
     network = FAMILIES[family].network().train()
+    if method == "stochastic depth":
+        set_survival(network, config.method.survival)
     step = build.build_step(config, network, Process(0, 1, torch.device("cpu")), FP32, 10)
     images = torch.randn(6, 3, SIDE, SIDE) + 2 * torch.randn(6, 3, 1, 1)  # of six colours
     losses, targets = [], torch.arange(6)
@@ -470,8 +484,17 @@ def test_ten_steps_lower_the_loss(family: str, method: str) -> None:
         small = [nn.functional.interpolate(images, (side, side), mode="bilinear")]
         result = step(images, small, targets, epoch=0, step=index, global_step=index)
         losses.append(float(result.loss.total))
-    # half of AugSub's loss is the sub-model's distance to the teacher, and above its output's entropy
-    assert max(losses[-3:]) < (0.97 if "AugSub" in method else 0.9) * losses[0]
+    assert max(losses[-3:]) < (0.97 if method in SLOW else 0.9) * losses[0]
+
+
+def test_baselines_that_a_network_cannot_have_are_refused() -> None:
+    with pytest.raises(ConfigError, match="DenseNet has no residual branch that could be left out"):
+        set_survival(FAMILIES["densenet"].network(), 0.5)
+    network = FAMILIES["vit"].network()
+    for name in ("stage_supervision", "self_distillation"):
+        config = Config(data=Data(crop=SIDE), method=Method(name=name))
+        with pytest.raises(ConfigError, match="allowed for a classifier before its own: two or more stages"):
+            build.build_auxiliary(config, network)
 
 
 @pytest.mark.parametrize(
