@@ -33,7 +33,7 @@ def meta_network(name: str, classes: int = 1000) -> StagedNetwork:
     Raises:
         ConfigError: an unknown name.
     """
-    with META:
+    with torch.random.fork_rng(devices=[]), META:  # a run's random numbers stay as they are
         return create_model(name, classes).eval()
 
 

@@ -21,8 +21,9 @@ from .subnets import PrefixTree
 _THE_LOOPS = (
     *("name", "subnet_inputs", "subnet_share", "kl_schedule", "start_epoch", "backward"),
     *("cascade", "main_resizes"),  # of inputs that are normalized again
+    *("drop", "drop_ratio", "mask_square", "auxiliary_weight", "distillation", "survival"),  # other methods'
 )
-"""Fields of `Method` that a loop of one's own decides by itself."""
+"""Fields of `Method` that a loop of one's own decides by itself, or that ST has no use for."""
 
 OPTIONS = tuple(field.name for field in fields(Method) if field.name not in _THE_LOOPS)
 """Options of `stimulate`: fields of `fasttrain.config.Method`, which says what they mean."""

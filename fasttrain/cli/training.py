@@ -29,8 +29,13 @@ def nips22(rest: list[str]) -> None:
     parser = Parser("fasttrain nips22")
     add = parser.add_argument
     add("--data", default="", metavar="DIR", help="holds train/ and val/")
-    add("--fast", action="store_true", help="the same recipe by this project's fast modes")
-    add("--print-command", action="store_true", help="print the fasttrain train command, train nothing")
+    add("--fast", action="store_true", default=False, help="the same recipe by this project's fast modes")
+    add(
+        "--print-command",
+        action="store_true",
+        default=False,
+        help="print the fasttrain train command, train nothing",
+    )
     if rest in (["-h"], ["--help"]):
         add_flags(parser)
         print(parser.format_help().rstrip())

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from fasttrain import build, checkpoint
+from fasttrain import build, checkpoint, flops
 from fasttrain.checkpoint.archive import Archive
 from fasttrain.cli import main
 from fasttrain.errors import CheckpointError
@@ -34,6 +34,7 @@ def _tiny() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(build, "create_model", create)
+        patch.setattr(flops, "create_model", create)
         yield
 
 

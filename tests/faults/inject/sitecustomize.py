@@ -175,7 +175,7 @@ def _install_forgetting(what: str) -> None:
 
 
 def _install_tiny(kind: str) -> None:
-    from fasttrain import build
+    from fasttrain import build, flops
     from fasttrain.models import StagedNetwork
     from tests.networks import tiny_resnet
 
@@ -187,7 +187,8 @@ def _install_tiny(kind: str) -> None:
             network.drop_rate = 0.2
         return network
 
-    _put(build, create_model=create)
+    for user in (build, flops):
+        _put(user, create_model=create)
 
 
 def _without_batch_norm(module: Any) -> None:
