@@ -35,7 +35,9 @@ def _tiny() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(build, "create_model", create)
         patch.setattr(flops, "create_model", create)
+        flops.meta_network.cache_clear()
         yield
+    flops.meta_network.cache_clear()
 
 
 def train(*arguments: str) -> int:
