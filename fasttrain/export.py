@@ -19,9 +19,8 @@ from .evaluation import estimate_statistics, evaluate, use_statistics
 from .formats import FORMATS, ONNX_OPSET, check_output, require_onnx
 from .hardware import choose_device, choose_precision, configure_backends
 from .models import StagedNetwork, batch_norms
-from .opening import for_evaluation
+from .opening import for_evaluation, images_of
 from .pipelines.folder import ImageFolder
-from .pipelines.manifest import check_presence, open_images
 from .trained import Trained, metadata, open_trained
 
 STATISTICS = ("auto", "reestimated", "main")
@@ -129,10 +128,7 @@ def _cut(network: StagedNetwork, depths: Sequence[int]) -> None:
 def _open(trained: Trained, path: str, option: str) -> ImageFolder:
     if not path:
         raise ConfigError(f"{option} is empty; allowed: a folder with one folder of images per class")
-    images = open_images(path)
-    trained.check_classes(images)
-    check_presence(images)
-    return images
+    return images_of(trained, path)
 
 
 def _compute(

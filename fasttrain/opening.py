@@ -122,11 +122,21 @@ def _find_images(
         trained.check_classes(folders.train)
         assert folders.val is not None
         return folders.train, folders.val
-    images = open_images(config.data.val)
+    return None, images_of(trained, config.data.val, looks=process.is_main)
+
+
+def images_of(trained: Trained, path: str, *, looks: bool = True) -> ImageFolder:
+    """Images of a network's classes; `looks`: whether the files are there.
+
+    Raises:
+        DataError: a folder or manifest that is missing, empty, or does not fit.
+        CheckpointError: they are of other classes.
+    """
+    images = open_images(path)
     trained.check_classes(images)
-    if process.is_main:
+    if looks:
         check_presence(images)
-    return None, images
+    return images
 
 
 def for_evaluation(config: Config, train: str, val: str, batch: int, device: str) -> Config:
