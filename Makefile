@@ -20,7 +20,7 @@ lint: $(VENV)/.dev
 	bash -n launch.sh
 
 $(VENV)/.demo $(VENV)/.dev: $(VENV)/.%: pyproject.toml constraints.txt | $(BIN)/uv
-	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[$*]'
+	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python -c constraints.txt -e '.[$*]'
 	touch $@
 
 $(BIN)/uv:
