@@ -21,6 +21,7 @@ from .kernels.runtime import Kernels
 from .methods import AUXILIARY, build_method, images_seen
 from .mixing import build_mixing
 from .models import (
+    Auxiliary,
     AuxiliaryClassifiers,
     StagedNetwork,
     batch_norms,
@@ -29,7 +30,6 @@ from .models import (
     fuse_batch_norms,
     fuse_convolutions,
     set_drop_path,
-    set_survival,
 )
 from .optim import build_ema, build_optimizer, build_schedule, parameter_groups
 from .step import TrainStep
@@ -53,8 +53,6 @@ def build_network(config: Config, classes: int, device: torch.device, world: int
     torch.manual_seed(config.run.seed)
     network = create_model(config.model.name, config.data.num_classes or classes)
     set_drop_path(network, config.model.drop_path)
-    if config.method.name == "stochastic_depth":
-        set_survival(network, config.method.survival)
     _check_sides(config, network)
     _check_mask(config, network)
     _check_batch_norm(config, network, world or distributed.processes())
@@ -117,10 +115,11 @@ def _fuse(config: Config, network: StagedNetwork, device: torch.device) -> None:
     if config.run.sync_batch_norm:
         batch_norm = _check_sync(config, device)
     method = config.method
-    if batch_norm == "apex" and method.name == "augsub" and method.drop == "path":
+    drops = method.name == "stochastic_depth" or (method.name == "augsub" and method.drop == "path")
+    if batch_norm == "apex" and drops:
         raise ConfigError(
-            "model.batch_norm is 'apex' with method.drop 'path'; allowed: auto, triton, reference, torch "
-            "(apex adds the residual before there is a branch to be dropped)"
+            f"model.batch_norm is 'apex' with method.name {method.name!r}, which drops residual branches; "
+            "allowed: auto, triton, reference, torch (apex adds the residual before a branch can be dropped)"
         )
     conv1x1 = choose_conv1x1(config.model.conv1x1, batch_norm)
     fused = batch_norm != "torch" and fuse_batch_norms(network, batch_norm)
@@ -215,7 +214,7 @@ def build_step(
     joint = config.method.backward == "joint"
     with precision.autocast():
         auxiliary = build_auxiliary(config, network)
-    classifiers = len(auxiliary.refs) if auxiliary else 0
+    classifiers = len(auxiliary.refs) if isinstance(auxiliary, AuxiliaryClassifiers) else 0
     method = build_method(config, network, loss_kernels(config, process.device), process.rank, classifiers)
     compression = config.run.gradient_compression
     forward = distributed.wrap(network, process, auxiliary=auxiliary, joint=joint, compression=compression)
@@ -238,17 +237,21 @@ def build_step(
     )
 
 
-def build_auxiliary(config: Config, network: StagedNetwork) -> AuxiliaryClassifiers | None:
-    """The classifiers that the method trains besides the network's own, from the run's seed; None: none.
+def build_auxiliary(config: Config, network: StagedNetwork) -> Auxiliary | None:
+    """What the method trains besides the network, from the run's seed; None: nothing.
 
     Raises:
-        ConfigError: a network whose blocks cannot have them.
+        ConfigError: a network whose blocks cannot have the method's classifiers.
     """
-    kind = AUXILIARY.get(config.method.name)
-    if kind is None:
+    method = config.method
+    masks = method.name == "augsub" and method.drop == "masking"
+    if method.name not in AUXILIARY and not masks:
         return None
     torch.manual_seed(config.run.seed)
-    return build_classifiers(network, kind, config.data.crop)
+    if not masks:
+        return build_classifiers(network, AUXILIARY[method.name], config.data.crop)
+    token, like = network.mask_token(), next(network.parameters())
+    return None if token is None else token.to(device=like.device, dtype=like.dtype)
 
 
 def subnets_to_evaluate(config: Config, network: StagedNetwork, count: int) -> list[Subnet]:

@@ -22,7 +22,7 @@ from .config import Run
 from .errors import ConfigError, DistributedError, Interrupted, Preempted, RunError, error_of
 from .guards.watchdog import PATIENCE
 from .hardware import choose_device
-from .models import AuxiliaryClassifiers, StagedNetwork, TreeForward, batch_norms
+from .models import Auxiliary, StagedNetwork, TreeForward, batch_norms
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,7 +256,7 @@ def wrap(
     network: StagedNetwork,
     process: Process,
     *,
-    auxiliary: AuxiliaryClassifiers | None = None,
+    auxiliary: Auxiliary | None = None,
     joint: bool = True,
     compression: str = "none",
 ) -> nn.Module:
@@ -268,7 +268,7 @@ def wrap(
     Args:
         network: on its device.
         process: this one.
-        auxiliary: classifiers of the network's blocks that are trained with it.
+        auxiliary: what is trained with it.
         joint: whether a step has one backward pass.
         compression: of the gradients on their way: none or bf16.
 

@@ -16,7 +16,7 @@ from .hardware import Precision
 from .kernels.normalized_loss import StimulativeLoss
 from .methods import Method, Pass, Plan
 from .mixing import Mixing
-from .models import AuxiliaryClassifiers, TreeForward, frozen_statistics
+from .models import Auxiliary, TreeForward, frozen_statistics
 from .optim import CosineSchedule
 
 
@@ -72,8 +72,8 @@ class TrainStep:
     guard: StatisticsGuard | None = None
 
     @property
-    def auxiliary(self) -> AuxiliaryClassifiers | None:
-        """Classifiers that are trained besides the network's own, where the method has some."""
+    def auxiliary(self) -> Auxiliary | None:
+        """What the method trains besides the network, where there is something."""
         return _unwrap(self.forward).auxiliary
 
     def __call__(
@@ -117,8 +117,8 @@ class TrainStep:
         losses: list[StimulativeLoss] = []
         shares: list[float] = []
         passes: tuple[Pass, ...] = ()
-        for part in self._parts(images, small, targets):
-            plan = self.method.plan(part.images, part.small, epoch=epoch, step=step)
+        for index, part in enumerate(self._parts(images, small, targets)):
+            plan = self.method.plan(part.images, part.small, epoch=epoch, step=step, part=index)
             with nullcontext() if part.last else self._unreduced():
                 losses.append(self.backward(plan, part.targets, part.share, last=part.last))
             shares.append(part.share)

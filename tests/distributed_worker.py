@@ -16,6 +16,7 @@ from fasttrain.config import Config, Data, Method, Model, Optim, Run
 from fasttrain.distributed import Process
 from fasttrain.hardware import Precision
 from fasttrain.models import batch_norms
+from tests.networks import tiny_swin
 
 CONFIG = Config(
     data=Data(augmentation="small", crop=32, val_crop=32, val_resize=32, num_classes=10),
@@ -24,6 +25,10 @@ CONFIG = Config(
     optim=Optim(lr=0.05, clip=5.0, ema=0.5),
     run=Run(batch=8, seed=11, epochs=2),
 )
+METHODS = {
+    "classifiers": Method(name="self_distillation", temperature=3.0),
+    "token": Method(name="augsub", mask_square=8),
+}
 STEPS = 5
 
 
@@ -40,16 +45,17 @@ def run(process: Process, mode: str) -> dict[str, object]:
 
     `mode` frozen: batch norm by its running statistics, each rank a part of the batch; same: all of it;
     split: likewise, the main network and the subnets in passes of their own; accumulate: as frozen, in three
-    parts; bf16: as same, gradients reduced in bf16.
+    parts; bf16: as same, gradients reduced in bf16; classifiers: as same, by self-distillation; token: all of
+    it, a Swin transformer by AugSub, each rank with masks of its own.
     """
-    method = replace(CONFIG.method, backward="split" if mode == "split" else "joint")
+    method = replace(METHODS.get(mode, CONFIG.method), backward="split" if mode == "split" else "joint")
     run = replace(
         CONFIG.run,
         accumulate=3 if mode == "accumulate" else 1,
         gradient_compression="bf16" if mode == "bf16" else "none",
     )
     config = replace(CONFIG, method=method, run=run)
-    network = build.build_network(config, 10, process.device).double()
+    network = tiny_swin() if mode == "token" else build.build_network(config, 10, process.device).double()
     step = build.build_step(config, network, process, Precision("fp32", "cpu"), STEPS)
     network.train()
     if mode in ("frozen", "accumulate"):
@@ -63,9 +69,11 @@ def run(process: Process, mode: str) -> dict[str, object]:
             tensors = tuple(t[process.rank * own : (process.rank + 1) * own] for t in tensors)  # type: ignore[assignment]
         images, small, targets = tensors
         step(images, [small], targets, epoch=0, step=index, global_step=index)
-        draws.append(str(step.method.draw(0, index)))  # type: ignore[attr-defined]
+        draws.append(str(step.method.draw(0, index)) if mode not in METHODS else "")  # type: ignore[attr-defined]
     assert step.ema is not None
-    return {"network": network.state_dict(), "ema": step.ema.state_dict(), "draws": draws}
+    auxiliary = step.auxiliary.state_dict() if step.auxiliary else {}
+    parts = {"network": network.state_dict(), "ema": step.ema.state_dict(), "auxiliary": auxiliary}
+    return {**parts, "draws": draws}
 
 
 def main(output: Path, mode: str) -> None:

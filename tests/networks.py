@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
 
-from fasttrain.models import MobileNetV3, ResNet, StagedNetwork, initialize
+from fasttrain.models import MobileNetV3, ResNet, StagedNetwork, SwinTransformer, initialize
 
 
 def tiny_resnet(
@@ -46,6 +47,17 @@ def tiny_mobilenet(layers: tuple[int, ...], *, classes: int = 7, seed: int = 0) 
         act_layer=nn.Hardswish,
     )
     return MobileNetV3(source).double()
+
+
+def tiny_swin(*, seed: int = 0) -> StagedNetwork:
+    """A timm Swin of two stages of two blocks on 8 x 8 patches of 4 pixels, windows of 4 x 4, ten classes,
+    in float64."""
+    from timm.models.swin_transformer import SwinTransformer as Source
+
+    torch.manual_seed(seed)
+    size: dict[str, Any] = {"img_size": 32, "window_size": 4, "embed_dim": 8, "depths": (2, 2)}
+    source = Source(**size, num_heads=(1, 2), num_classes=10, drop_path_rate=0.0, strict_img_size=False)
+    return SwinTransformer(source).double()
 
 
 TINY: dict[str, Callable[[tuple[int, ...]], StagedNetwork]] = {

@@ -26,7 +26,7 @@ def torchrun(processes: int, *arguments: str, timeout: float = 120) -> subproces
     if processes > 1:
         launcher = ["torch.distributed.run", "--standalone", "--local-addr=127.0.0.1"]
         command = [sys.executable, "-m", *launcher, f"--nproc-per-node={processes}", "--", *command[1:]]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": str(ROOT)}
     return subprocess.run(
         command, capture_output=True, text=True, timeout=timeout, env=environment, check=False
     )
@@ -37,7 +37,10 @@ HEAVY = pytest.mark.heavy
 
 @pytest.mark.parametrize(
     "mode",
-    ["frozen", "same", "split", pytest.param("accumulate", marks=HEAVY), pytest.param("bf16", marks=HEAVY)],
+    [
+        *("frozen", "same", "split", "classifiers"),
+        *(pytest.param(mode, marks=HEAVY) for mode in ("accumulate", "bf16")),
+    ],
 )
 def test_two_processes_train_as_one(tmp_path: Path, mode: str) -> None:
     """`frozen`: each process has half of every batch. DDP's mean of two gradients over 4 images each is the
@@ -45,6 +48,7 @@ def test_two_processes_train_as_one(tmp_path: Path, mode: str) -> None:
     `same`: both have the whole batch, so that batch statistics are equal too, in training mode.
     `split`: likewise, in passes of their own, with one all-reduce after them instead of DDP's.
     `accumulate`: as `frozen`, each batch in three parts. `bf16`: as `same`, gradients rounded on their way.
+    `classifiers`: as `same`, classifiers within the network trained with it.
     Float64: what is left is rounding.
     """
     rtol, atol = (0.05, 5e-3) if mode == "bf16" else (1e-9, 1e-11)
@@ -55,7 +59,8 @@ def test_two_processes_train_as_one(tmp_path: Path, mode: str) -> None:
         torch.load(tmp_path / f"{mode}-{name}.pt", weights_only=True) for name in ("1-0", "2-0", "2-1")
     )
     assert alone["draws"] == first["draws"] == second["draws"]
-    for part in ("network", "ema"):
+    assert bool(alone["auxiliary"]) == (mode == "classifiers")
+    for part in ("network", "ema", "auxiliary"):
         for key, value in alone[part].items():
             torch.testing.assert_close(first[part][key], value, rtol=rtol, atol=atol)
             torch.testing.assert_close(first[part][key], second[part][key], rtol=0, atol=0)
@@ -63,6 +68,20 @@ def test_two_processes_train_as_one(tmp_path: Path, mode: str) -> None:
     torch.manual_seed(11)
     initial = create_model("cifar_resnet20", 10).state_dict()["layer1.0.conv1.weight"]
     assert float((weights - initial).abs().max()) > 1e-4  # it did train
+
+
+def test_two_processes_learn_one_mask_token(tmp_path: Path) -> None:
+    """Rank 1's masks are others than rank 0's; the gradients are averaged, the token's too."""
+    for processes in (1, 2):
+        result = torchrun(processes, str(tmp_path), "token")
+        assert result.returncode == 0, result.stderr
+    alone, first, second = (
+        torch.load(tmp_path / f"token-{name}.pt", weights_only=True) for name in ("1-0", "2-0", "2-1")
+    )
+    for part in ("network", "auxiliary"):
+        for key, value in first[part].items():
+            torch.testing.assert_close(value, second[part][key], rtol=0, atol=0)
+    assert not torch.equal(alone["auxiliary"]["mask_token"], first["auxiliary"]["mask_token"])
 
 
 def test_compression_needs_ddps_own_reduction() -> None:

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from .. import config
+from ..errors import ConfigError
 from ..kernels.normalized_loss import StimulativeLoss, stimulative_loss
 from ..kernels.runtime import Kernels
-from ..models import Drop, Mask, StagedNetwork, check_drop
-from ..randomness import Stream, generator
+from ..models import Drop, Mask, StagedNetwork, kinds_of_drop
+from ..randomness import Stream, device_generator
 from ..subnets import PrefixTree
 from .method import Plan
 
@@ -30,7 +31,7 @@ class AugSub:
 
     where f(x) in the second term is the teacher and gets no gradient. With `main_loss` bce both terms are
     binary cross-entropies, and s is the sigmoid. Each image has a mask of its own. What is dropped depends on
-    (seed, epoch, step, rank) alone, and on the kind of device.
+    (seed, epoch, step, rank, part of the batch) alone, and on the kind of device.
     """
 
     def __init__(
@@ -54,20 +55,20 @@ class AugSub:
         Raises:
             ConfigError: a kind of drop that is not defined on the network.
         """
-        check_drop(network, options.drop)
+        _check_kind(network, options.drop)
         self.options, self.seed, self.rank, self.kernels = options, seed, rank, kernels
         self.tree = PrefixTree([network.full])
         self.square = network.mask_square or options.mask_square
 
-    def plan(self, images: Tensor, small: Sequence[Tensor], *, epoch: int, step: int) -> Plan:
+    def plan(self, images: Tensor, small: Sequence[Tensor], *, epoch: int, step: int, part: int = 0) -> Plan:
         """The main network and the sub-model, each in a pass over the full-size batch."""
-        drop = self._draw(images, epoch, step)
+        drop = self._draw(images, epoch, step, part)
         return Plan((images, images), (self.tree, self.tree), ((1, 0),), (WEIGHT,), drops=(None, drop))
 
-    def _draw(self, images: Tensor, epoch: int, step: int) -> Drop:
+    def _draw(self, images: Tensor, epoch: int, step: int, part: int) -> Drop:
         kind, ratio = self.options.drop, self.options.drop_ratio
-        seeds = generator(self.seed, Stream.DROP, epoch, step).integers(2**63, size=self.rank + 1)
-        rng = None if images.is_meta else torch.Generator(images.device).manual_seed(int(seeds[-1]))
+        at = {"epoch": epoch, "step": step, "rank": self.rank, "part": part}
+        rng = device_generator(images.device, self.seed, Stream.DROP, **at)
         if kind == "masking":
             return Drop(kind, draw_mask(images, self.square, ratio, rng))
         return Drop(kind, rate=ratio, generator=rng)
@@ -87,6 +88,16 @@ class AugSub:
             main_loss=options.main_loss,
             target_threshold=options.target_threshold,
             kernels=self.kernels,
+        )
+
+
+def _check_kind(network: StagedNetwork, kind: str) -> None:
+    allowed = kinds_of_drop(network)
+    if kind not in allowed:
+        lacking = "attention" if kind == "dropout" else "drop-path"
+        raise ConfigError(
+            f"method.drop is {kind!r}; allowed for {network.title}, whose blocks have "
+            f"no {lacking}: {', '.join(allowed)}"
         )
 
 

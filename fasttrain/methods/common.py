@@ -36,7 +36,7 @@ class Common:
         self.tree, self.label_smoothing, self.kernels = PrefixTree([full]), label_smoothing, kernels
         self.main_loss, self.target_threshold = main_loss, target_threshold
 
-    def plan(self, images: Tensor, small: Sequence[Tensor], *, epoch: int, step: int) -> Plan:
+    def plan(self, images: Tensor, small: Sequence[Tensor], *, epoch: int, step: int, part: int = 0) -> Plan:
         """The main network on the full-size batch."""
         return Plan((images,), (self.tree,))
 

@@ -87,7 +87,7 @@ class Plan:
 class Method(Protocol):
     """A training method."""
 
-    def plan(self, images: Tensor, small: Sequence[Tensor], *, epoch: int, step: int) -> Plan:
+    def plan(self, images: Tensor, small: Sequence[Tensor], *, epoch: int, step: int, part: int = 0) -> Plan:
         """The forward pass of one step.
 
         Args:
@@ -95,6 +95,7 @@ class Method(Protocol):
             small: downscaled batches of the same images [B, 3, h, h].
             epoch: counted from 0.
             step: step within the epoch, counted from 0.
+            part: of a batch that is trained in parts, counted from 0.
         """
 
     def loss(self, logits: Sequence[Sequence[Tensor]], plan: Plan, targets: Tensor) -> StimulativeLoss:

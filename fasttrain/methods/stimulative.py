@@ -62,7 +62,7 @@ class Stimulative:
         self.mean, self.std, self.kernels = mean, std, kernels
         self.space = sampling_space(options.sampling, options.space, depths, without_shortcut)
 
-    def plan(self, images: Tensor, small: Sequence[Tensor], *, epoch: int, step: int) -> Plan:
+    def plan(self, images: Tensor, small: Sequence[Tensor], *, epoch: int, step: int, part: int = 0) -> Plan:
         """Draw the step's subnets and plan their pass with the main network."""
         draw = self.draw(epoch, step)
         if self.options.cascade == "crop" and draw.sizes:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-import torch
 from torch import Tensor
 
 from .. import config
+from ..errors import ConfigError
 from ..kernels.runtime import Kernels
-from ..models import StagedNetwork, survivals
-from ..randomness import Stream, generator
+from ..models import Drop, StagedNetwork, kinds_of_drop
+from ..randomness import Stream, device_generator
 from .common import Common
 from .method import Plan
 
@@ -22,7 +21,7 @@ class StochasticDepth(Common):
     Branch l of L survives with probability 1 - l / L * (1 - p_L) (equation 4), drawn for each image, as in
     timm's drop-path; the paper draws for each batch. What survives is divided by its probability, so that the
     evaluated network is the plain one; the paper multiplies by it there. A draw depends on (seed, epoch,
-    step, rank) alone.
+    step, rank, part of the batch) alone, and on the kind of device.
     """
 
     def __init__(
@@ -38,11 +37,19 @@ class StochasticDepth(Common):
 
         Args:
             options: the method's configuration.
-            network: prepared by `models.set_survival`.
+            network: what is trained.
             seed: of the draws.
             rank: of this process: each draws otherwise.
             kernels: implementation of the loss.
+
+        Raises:
+            ConfigError: a network without residual branches.
         """
+        if "path" not in kinds_of_drop(network):
+            raise ConfigError(
+                f"method.name is 'stochastic_depth'; {network.title} has no residual "
+                "branch that could be left out; allowed: networks of timm's residual blocks"
+            )
         super().__init__(
             network.full,
             label_smoothing=options.label_smoothing,
@@ -50,19 +57,11 @@ class StochasticDepth(Common):
             target_threshold=options.target_threshold,
             kernels=kernels,
         )
-        self.survivals, self.seed, self.rank = survivals(network), seed, rank
-        self._drawn: tuple[int, int] | None = None
+        self.rate, self.seed, self.rank = 1 - options.survival, seed, rank
 
-    def plan(self, images: Tensor, small: Sequence[Tensor], *, epoch: int, step: int) -> Plan:
-        """The main network on the full-size batch, and the draw for each of its branches.
-
-        A step in parts (`run.accumulate`) plans each of them: its draws go on where the last part's ended.
-        """
-        if self._drawn != (epoch, step):
-            seeds = generator(self.seed, Stream.SURVIVAL, epoch, step).integers(2**63, size=self.rank + 1)
-            self._drawn, self._rng = (epoch, step), np.random.default_rng(seeds[-1])
-        uniform = self._rng.random((len(self.survivals), len(images)), dtype=np.float32)
-        numbers = torch.from_numpy(uniform).to(images.device, non_blocking=True)
-        for survival, own in zip(self.survivals, numbers, strict=True):
-            survival.draw(own)
-        return super().plan(images, small, epoch=epoch, step=step)
+    def plan(self, images: Tensor, small: Sequence[Tensor], *, epoch: int, step: int, part: int = 0) -> Plan:
+        """The main network on the full-size batch, some branches dropped."""
+        at = {"epoch": epoch, "step": step, "rank": self.rank, "part": part}
+        rng = device_generator(images.device, self.seed, Stream.SURVIVAL, **at)
+        drop = Drop("path", rate=self.rate, rising=True, generator=rng)
+        return Plan((images,), (self.tree,), drops=(drop,))

@@ -49,7 +49,7 @@ class Supervision:
         self.options, self.kernels = options, kernels
         self.tree, self.count = PrefixTree([full]), classifiers
 
-    def plan(self, images: Tensor, small: Sequence[Tensor], *, epoch: int, step: int) -> Plan:
+    def plan(self, images: Tensor, small: Sequence[Tensor], *, epoch: int, step: int, part: int = 0) -> Plan:
         """The main network on the full-size batch; its logits come first, the classifiers' after them."""
         places = tuple((0, index + 1) for index in range(self.count))
         return Plan((images,), (self.tree,), places, (self.options.auxiliary_weight,) * self.count)

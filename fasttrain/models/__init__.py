@@ -7,14 +7,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import ConfigError
-from .auxiliary import AuxiliaryClassifiers, build_classifiers
+from .auxiliary import Auxiliary
 from .backbone import staged_view
 from .cifar_resnet import CIFAR_BOTTLENECKS, CIFAR_RESNETS, CifarResNet, create_cifar_bottleneck
+from .classifiers import AuxiliaryClassifiers, build_classifiers
 from .convnext import ConvNeXt
 from .densenet import DenseNet
-from .drop import Drop, DropKind, Mask, check_drop
+from .drop import Drop, DropKind, Mask, kinds_of_drop
 from .drop_path import set_drop_path
 from .fuse import FusedBatchNorm, fuse_batch_norms, fuse_convolutions
+from .mask_token import MaskToken
 from .mobilenetv3 import CIFAR_MOBILENETS, MobileNetV3, create_mobilenetv3, is_mobilenetv3
 from .pvt import PyramidTransformer
 from .regnet import RegNet
@@ -27,7 +29,6 @@ from .staged import (
     frozen_statistics,
     initialize,
 )
-from .survival import Survival, set_survival, survivals
 from .swin import SwinTransformer
 from .vit import VisionTransformer
 
@@ -108,6 +109,7 @@ def _create(name: str, num_classes: int) -> StagedNetwork:
 
 
 __all__ = [
+    "Auxiliary",
     "AuxiliaryClassifiers",
     "CifarResNet",
     "ConvNeXt",
@@ -116,26 +118,24 @@ __all__ = [
     "DropKind",
     "FusedBatchNorm",
     "Mask",
+    "MaskToken",
     "MobileNetV3",
     "PyramidTransformer",
     "RegNet",
     "ResNet",
     "StagedNetwork",
-    "Survival",
     "SwinTransformer",
     "TreeForward",
     "TreeWalk",
     "VisionTransformer",
     "batch_norms",
     "build_classifiers",
-    "check_drop",
     "create_model",
     "frozen_statistics",
     "fuse_batch_norms",
     "fuse_convolutions",
     "initialize",
+    "kinds_of_drop",
     "set_drop_path",
-    "set_survival",
     "staged_view",
-    "survivals",
 ]

@@ -13,8 +13,6 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor, nn
 
-from ..errors import ConfigError
-
 if TYPE_CHECKING:
     from .staged import StagedNetwork
 
@@ -34,12 +32,14 @@ class Mask:
         square: side of a square, pixels; the last of a row or column may reach over the edge.
         height: of the images, pixels.
         width: of the images, pixels.
+        token: what a transformer that learns one has in place of hidden tokens, [1, 1, 1, C].
     """
 
     kept: Tensor
     square: int
     height: int
     width: int
+    token: Tensor | None = None
 
     def visible(self, rows: int, columns: int) -> Tensor:
         """What stays, bool [B, rows, columns]: of the images' pixels, or of tokens laid over them."""
@@ -60,12 +60,14 @@ class Drop:
         kind: `dropout` (each element after attention and within the MLP), `path` (each image's residual
             branches), or `masking`: nothing within the blocks.
         rate: probability of being dropped, in place of the network's own.
+        rising: whether the l-th of L blocks has l / L of this rate, not all of it.
         generator: of what is dropped.
     """
 
     kind: DropKind
     mask: Mask | None = None
     rate: float = 0.0
+    rising: bool = False
     generator: torch.Generator | None = None
 
     @property
@@ -79,12 +81,14 @@ class Drop:
         if self.kind == "masking":
             yield
             return
-        noise = _Noise(self.rate, self.generator, whole=self.kind == "path")
-        blocks = (block for stage in network.stages for block in stage)
-        places = [place for block in blocks for place in _places(block, self.kind)]
-        own = [(parent, name, getattr(parent, name)) for parent, name in places]
-        for parent, name, _ in own:
-            setattr(parent, name, noise)
+        blocks = [block for stage in network.stages for block in stage]
+        own = []
+        for index, block in enumerate(blocks, start=1):
+            rate = self.rate * index / len(blocks) if self.rising else self.rate
+            noise = _Noise(rate, self.generator, whole=self.kind == "path")
+            for parent, name in list(_places(block, self.kind)):
+                own.append((parent, name, getattr(parent, name)))
+                setattr(parent, name, noise)
         try:
             yield
         finally:
@@ -105,19 +109,10 @@ class _Noise(nn.Module):
         return x * kept.div_(self.keep)
 
 
-def check_drop(network: StagedNetwork, kind: DropKind) -> None:
-    """Raise ConfigError if a network's passes cannot drop like that: dropout is of transformers alone."""
-    allowed: list[DropKind] = ["masking"]
-    allowed += [each for each in ("path", "dropout") if _is_everywhere(network, each)]
-    if kind not in allowed:
-        name, lacking = (
-            network.name or type(network).__name__,
-            "attention" if kind == "dropout" else "drop-path",
-        )
-        raise ConfigError(
-            f"method.drop is {kind!r}; allowed for {name}, whose blocks have no {lacking}: "
-            f"{', '.join(allowed)}"
-        )
+def kinds_of_drop(network: StagedNetwork) -> list[DropKind]:
+    """How a network's passes can drop: by masking, and where all blocks have places for them the others."""
+    kinds: list[DropKind] = ["path", "dropout"]
+    return ["masking", *(kind for kind in kinds if _is_everywhere(network, kind))]
 
 
 def _is_everywhere(network: StagedNetwork, kind: DropKind) -> bool:

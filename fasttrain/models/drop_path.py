@@ -28,7 +28,7 @@ def set_drop_path(network: StagedNetwork, rate: float) -> None:
         places = [name for name in PATHS if hasattr(block, name)]
         if rate and not places:
             raise ConfigError(
-                f"model.drop_path is {rate:g}; allowed for {network.name or type(network).__name__}, whose "
+                f"model.drop_path is {rate:g}; allowed for {network.title}, whose "
                 f"{type(block).__name__} has no drop-path: 0"
             )
         if own:

@@ -16,7 +16,7 @@ from ..subnets import ROOT, BlockRef, Depths, Part, PrefixTree, Subnet, depths_o
 from .drop import Drop, Mask
 
 if TYPE_CHECKING:
-    from .auxiliary import AuxiliaryClassifiers
+    from .auxiliary import Auxiliary
 
 BeforeNode = Callable[[int], None]
 """Called with a tree node's index (ROOT: the stem) just before it runs."""
@@ -65,6 +65,10 @@ class StagedNetwork(nn.Module, ABC):
         """As `stem`, of images of which a mask hides squares: unless a family says otherwise, zeros."""
         return self.stem(x * mask.visible(*x.shape[2:])[:, None])
 
+    def mask_token(self) -> Auxiliary | None:
+        """What a family learns to show where a mask hides the image; None: `masked_stem` needs nothing."""
+        return None
+
     @abstractmethod
     def head(self, x: Tensor) -> Tensor:
         """The last stage's output to logits [B, num_classes]."""
@@ -99,6 +103,11 @@ class StagedNetwork(nn.Module, ABC):
     def has_shortcut(self, block: nn.Module) -> bool:
         """Whether a block adds its input, or a projection of it, to its residual branch."""
         return True
+
+    @property
+    def title(self) -> str:
+        """What messages call it."""
+        return self.name or type(self).__name__
 
     @property
     def depths(self) -> Depths:
@@ -136,7 +145,7 @@ class StagedNetwork(nn.Module, ABC):
         if odd:
             raise ConfigError(
                 f"{name} holds {odd[0]}; allowed: multiples of {self.multiple} pixels, the side of "
-                f"{self.name}'s patches"
+                f"{self.title}'s patches"
             )
 
     def keep(self, depths: Sequence[int]) -> None:
@@ -445,17 +454,17 @@ class TreeForward(nn.Module):
 
     Attributes:
         network: what is trained.
-        auxiliary: classifiers of its blocks that are trained with it, or None.
+        auxiliary: what is trained with it, or None.
     """
 
-    def __init__(self, network: StagedNetwork, auxiliary: AuxiliaryClassifiers | None = None) -> None:
+    def __init__(self, network: StagedNetwork, auxiliary: Auxiliary | None = None) -> None:
         super().__init__()
         self.network, self.auxiliary = network, auxiliary
 
     def forward(
         self, inputs: Sequence[Tensor], trees: Sequence[PrefixTree], drops: Sequence[Drop | None] = ()
     ) -> list[list[Tensor]]:
-        """See `StagedNetwork.forward_trees`; with `auxiliary` the main network's pass (`run`) is all."""
-        if self.auxiliary is not None:
-            return [self.auxiliary.run(self.network, inputs[0])]
-        return self.network.forward_trees(inputs, trees, drops)
+        """See `StagedNetwork.forward_trees`, or `Auxiliary.run`."""
+        if self.auxiliary is None:
+            return self.network.forward_trees(inputs, trees, drops)
+        return self.auxiliary.run(self.network, inputs, trees, drops)

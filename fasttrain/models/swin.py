@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from timm.models.swin_transformer import SwinTransformer as TimmSwinTransformer
 from torch import Tensor, nn
 
+from .drop import Mask
+from .mask_token import MaskToken
 from .staged import StagedNetwork
 
 
@@ -55,6 +58,17 @@ class SwinTransformer(StagedNetwork):
     def stem(self, x: Tensor) -> Tensor:
         """[B, 3, H, W] to [B, H/4, W/4, C]."""
         return self.child("patch_embed")(x)
+
+    def mask_token(self) -> MaskToken:
+        """In place of the patches that a mask hides."""
+        return MaskToken(self.child("patch_embed").proj.out_channels)
+
+    def masked_stem(self, x: Tensor, mask: Mask) -> Tensor:
+        """As `stem`; hidden patches become the mask's token, where it has one, or else zeros of the image."""
+        if mask.token is None:
+            return super().masked_stem(x, mask)
+        x = self.stem(x)
+        return torch.where(mask.visible(*x.shape[1:3])[..., None], x, mask.token.to(x.dtype))
 
     def head(self, x: Tensor) -> Tensor:
         """Norm, global average and classifier: [B, h, w, C] to [B, num_classes]."""

@@ -11,12 +11,13 @@ from pathlib import Path
 
 from ..config import Config, from_dict
 from ..errors import ConfigError
-from . import augsub, cifar, demo, finetune, imagenet, rsb, vit
+from . import augsub, cifar, demo, finetune, imagenet, rsb, swin, vit
 
 RECIPES: dict[str, Callable[[], Config]] = {
     **imagenet.RECIPES,
     **vit.RECIPES,
     **rsb.RECIPES,
+    **swin.RECIPES,
     **augsub.RECIPES,
     **finetune.RECIPES,
     **cifar.RECIPES,

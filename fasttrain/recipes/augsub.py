@@ -1,7 +1,8 @@
 """ImageNet recipes of AugSub's tables (Heo et al. 2023), each with its twin in common training.
 
 Sub-models by masking at ratio 0.5, in a backward pass of their own as in the authors' code. Top-1 in first
-lines is those tables'. ResNets: RSB A2, see `rsb`, where the twins are.
+lines is those tables'. ResNets: RSB A2, Swin: its authors' recipe; `fasttrain show` of the twins tells more.
+Swin's sub-model sees a learned token in place of squares of 32 pixels, 8 x 8 of its patches.
 
 ViT-S, B, L, H by DeiT III: epochs, optimizer, learning rate, weight decay, batch, sides, drop-path and
 augmentation are the tables'; mixup and CutMix, warm-up, floor, no smoothing, the gradient's bound and what
@@ -24,6 +25,7 @@ from typing import Literal
 
 from ..config import Config, Data, Method, Model, Optim, Run
 from .rsb import rn50_ct_rsb_a2, rn101_ct_rsb_a2, rn152_ct_rsb_a2
+from .swin import swin_b_ct_300, swin_s_ct_300, swin_t_ct_300
 
 _Train = Literal["ct", "augsub"]
 _WORDS = {"ct": "common training", "augsub": "AugSub by masking"}
@@ -182,19 +184,27 @@ def _named(name: str, words: str, make: Callable[[], Config]) -> Callable[[], Co
     return recipe
 
 
-def _resnets() -> dict[str, Callable[[], Config]]:
+_TWINS = (
+    (rn50_ct_rsb_a2, "ResNet-50", "RSB A2", 80.0),
+    (rn101_ct_rsb_a2, "ResNet-101", "RSB A2", 82.1),
+    (rn152_ct_rsb_a2, "ResNet-152", "RSB A2", 82.8),
+    (swin_t_ct_300, "Swin-T", "300 epochs", 81.4),
+    (swin_s_ct_300, "Swin-S", "300 epochs", 83.4),
+    (swin_b_ct_300, "Swin-B", "300 epochs", 83.9),
+)
+"""Recipes of common training, and AugSub's Top-1 by them, percent."""
+
+
+def _of_twins() -> dict[str, Callable[[], Config]]:
     recipes = {}
-    for twin, top1 in ((rn50_ct_rsb_a2, 80.0), (rn101_ct_rsb_a2, 82.1), (rn152_ct_rsb_a2, 82.8)):
+    for twin, model, training, top1 in _TWINS:
 
         def make(twin: Callable[[], Config] = twin) -> Config:
             base = twin()
-            method = replace(base.method, name="augsub", drop="masking", backward="split")
-            return replace(base, method=method)
+            return replace(base, method=replace(base.method, name="augsub", drop="masking", backward="split"))
 
-        base = twin()
-        name = base.recipe.replace("-ct-", "-augsub-")
-        depth = base.model.name.removeprefix("resnet")
-        words = f"ResNet-{depth}, AugSub by masking, RSB A2 (AugSub's table, published: {top1} % Top-1)."
+        name = twin().recipe.replace("-ct-", "-augsub-")
+        words = f"{model}, AugSub by masking, {training} (AugSub's table, published: {top1} % Top-1)."
         recipes[name] = _named(name, words, make)
     return recipes
 
@@ -228,4 +238,4 @@ def _vits() -> dict[str, Callable[[], Config]]:
     return recipes
 
 
-RECIPES = _resnets() | _vits()
+RECIPES = _of_twins() | _vits()

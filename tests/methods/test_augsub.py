@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from bench import modes
 from fasttrain import build, flops
-from fasttrain.config import Config, Data, Method, Model, Run
+from fasttrain.config import Config, Data, Method, Model, Optim, Run
 from fasttrain.distributed import Process
 from fasttrain.errors import ConfigError
 from fasttrain.hardware import Precision
@@ -22,13 +22,14 @@ from fasttrain.methods import AugSub, Common, Plan
 from fasttrain.methods.augsub import draw_mask
 from fasttrain.models import (
     Mask,
+    MaskToken,
     StagedNetwork,
     VisionTransformer,
     batch_norms,
     fuse_batch_norms,
 )
 from fasttrain.step import TrainStep
-from tests.networks import TINY, tiny_images, tiny_resnet
+from tests.networks import TINY, tiny_images, tiny_resnet, tiny_swin
 
 LAYERS = (2, 3, 2)
 CPU = torch.device("cpu")
@@ -214,6 +215,73 @@ def test_transformers_equal_the_papers_two_passes(drop: str, main_loss: str) -> 
         torch.testing.assert_close(ours[name], theirs, rtol=1e-8, atol=1e-12, msg=name)
 
 
+def swin_step(network: StagedNetwork, **options: Any) -> TrainStep:
+    config = Config(
+        method=Method(name="augsub", mask_square=8, **options),
+        data=Data(crop=32),
+        optim=Optim(name="adamw", lr=1e-3, weight_decay=0.1, decay_on="matrices"),
+        run=Run(precision="fp32", seed=2),
+    )
+    return build.build_step(config, network, Process(0, 1, CPU), Precision("fp32", "cpu"), 10)
+
+
+@pytest.mark.parametrize("backward", ["joint", "split"])
+def test_swin_learns_a_token_for_hidden_patches(backward: str) -> None:
+    """Squares of 8 pixels are 2 x 2 patches, each replaced after its embedding, before the first block."""
+    network = tiny_swin().train()
+    step = swin_step(network, backward=backward)
+    assert isinstance(step.auxiliary, MaskToken)
+    token, images, targets = step.auxiliary.mask_token, tiny_images(4, 32), torch.arange(4)
+    assert 0 < token.std() < 0.06
+    plan = step.method.plan(images, (), epoch=0, step=0)
+    loss = step.backward(plan, targets)
+    ours, of_token = gradients(network), token.grad
+    assert of_token is not None
+    token.grad = None
+
+    mask, layers = plan.drops[1].mask, dict(network.named_modules())  # type: ignore[union-attr]
+    assert mask is not None
+    x = layers["patch_embed"](images)
+    rows = []
+    for image, kept in zip(x, mask.kept.tolist(), strict=True):
+        places = [[y // 2 * 4 + x // 2 in kept for x in range(8)] for y in range(8)]
+        rows.append(torch.where(torch.tensor(places)[..., None], image, token[0, 0, 0]))
+    for layer in (layers["layers.0"], layers["layers.1"], layers["norm"], layers["head"]):
+        x = layer(torch.stack(rows) if rows else x)
+        rows = []
+    expected = paper(network(images), x, targets)
+    expected.backward()
+    torch.testing.assert_close(loss.total, expected.detach(), rtol=1e-12, atol=0)
+    torch.testing.assert_close(of_token, token.grad, rtol=1e-9, atol=1e-14)
+    assert of_token.abs().min() > 0
+    for name, theirs in gradients(network).items():
+        torch.testing.assert_close(ours[name], theirs, rtol=1e-9, atol=1e-12, msg=name)
+
+
+def test_the_mask_token_is_trained_without_decay_and_no_part_of_the_network() -> None:
+    network = tiny_swin().train()
+    step = swin_step(network)
+    assert step.auxiliary is not None
+    (token,) = step.auxiliary.parameters()
+    assert not any("mask_token" in name for name in network.state_dict())
+    (group,) = (
+        group for group in step.optimizer.param_groups if any(token is each for each in group["params"])
+    )
+    assert group["weight_decay"] == 0
+    before, images = token.detach().clone(), tiny_images(4, 32)
+    step(images, (), torch.arange(4), epoch=0, step=0, global_step=5)
+    assert not torch.equal(token, before)
+    plain = tiny_swin().eval()
+    plain.load_state_dict(network.state_dict())
+    assert torch.equal(network.eval()(images), plain(images))
+
+
+def test_others_learn_no_token() -> None:
+    assert swin_step(tiny_swin(), drop="path").auxiliary is None
+    assert swin_step(tiny_vit()).auxiliary is None
+    assert step_of(tiny_resnet(LAYERS)).auxiliary is None
+
+
 def test_the_networks_own_drop_path_is_of_the_main_pass_alone() -> None:
     network = tiny_vit(drop_path_rate=0.3)
     rates = [module.drop_prob for module in network.modules() if isinstance(module, DropPath)]
@@ -296,12 +364,12 @@ def test_ten_steps_lower_the_loss(drop: str) -> None:
     assert losses[-1] < 0.9 * losses[0]
 
 
-def test_draws_are_a_function_of_seed_epoch_step_and_rank() -> None:
+def test_draws_are_a_function_of_seed_epoch_step_rank_and_part() -> None:
     network, images = tiny_resnet(LAYERS), tiny_images(6, 32)
 
-    def kept(seed: int = 5, epoch: int = 0, step: int = 0, rank: int = 0) -> list[list[int]]:
+    def kept(seed: int = 5, epoch: int = 0, step: int = 0, rank: int = 0, part: int = 0) -> list[list[int]]:
         method = AugSub(Method(name="augsub", mask_square=8), network, seed=seed, rank=rank)
-        drop = method.plan(images, (), epoch=epoch, step=step).drops[1]
+        drop = method.plan(images, (), epoch=epoch, step=step, part=part).drops[1]
         assert drop is not None
         assert drop.mask is not None
         return drop.mask.kept.sort(1).values.tolist()
@@ -309,7 +377,7 @@ def test_draws_are_a_function_of_seed_epoch_step_and_rank() -> None:
     first = kept()
     torch.rand(3)  # from the generator that everybody shares
     assert kept() == first
-    others = [kept(seed=6), kept(epoch=1), kept(step=1), kept(rank=1)]
+    others = [kept(seed=6), kept(epoch=1), kept(step=1), kept(rank=1), kept(part=1)]
     assert all(other != first for other in others)
     assert len({str(own) for own in first}) > 1  # images have masks of their own
 

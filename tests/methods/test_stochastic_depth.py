@@ -15,107 +15,110 @@ from fasttrain.distributed import Process
 from fasttrain.errors import ConfigError
 from fasttrain.hardware import Precision
 from fasttrain.methods import StochasticDepth, build_method
-from fasttrain.models import StagedNetwork, TreeForward, set_survival, survivals
+from fasttrain.models import Drop, FusedBatchNorm, StagedNetwork, TreeForward, batch_norms, fuse_batch_norms
 
 from ..networks import tiny_images, tiny_mobilenet, tiny_resnet
 
 TARGETS = torch.tensor([1, 4, 0, 6])
 OPTIONS = Config(method=Method(name="stochastic_depth", survival=0.4))
+CPU = torch.device("cpu")
 
 
-def dropping(network: StagedNetwork) -> StagedNetwork:
-    set_survival(network, 0.4)
-    return network
+def drop_of(network: StagedNetwork, **at: int) -> Drop:
+    """What one step drops."""
+    method = build_method(OPTIONS, network, rank=at.pop("rank", 0))
+    (drop,) = method.plan(tiny_images(4, 32), (), **{"epoch": 0, "step": 0, **at}).drops
+    assert drop is not None
+    return drop
 
 
-def drawn(network: StagedNetwork, *, images: int = 4, epoch: int = 0, step: int = 0, rank: int = 0) -> Tensor:
-    """The factors [branches, images] of one step."""
-    method = build_method(OPTIONS, network, rank=rank)
-    method.plan(tiny_images(images, 32), (), epoch=epoch, step=step)
-    factors = [each.factors for each in survivals(network)]
-    assert all(each is not None for each in factors)
-    return torch.stack(factors)  # type: ignore[arg-type]
+def factors(network: StagedNetwork, images: int = 64, **at: int) -> Tensor:
+    """What each block's branch is multiplied by [blocks, images] in one step."""
+    blocks: list[Any] = [block for stage in network.stages for block in stage]
+    with drop_of(network, **at).within(network):
+        return torch.stack([block.drop_path(torch.ones(images, 1))[:, 0] for block in blocks])
 
 
-def test_loss_and_gradients_are_the_definition() -> None:
+@pytest.mark.parametrize("fused", [False, True])
+def test_loss_and_gradients_are_the_definition(fused: bool) -> None:
     """ReLU(shortcut + branch * survives / p) for each image and block, in training mode."""
-    network, plain = dropping(tiny_resnet((2, 2))), tiny_resnet((2, 2))
+    network, plain = tiny_resnet((2, 2)).train(), tiny_resnet((2, 2)).train()
+    for norm in [*batch_norms(network), *batch_norms(plain)]:  # zero in the last of each block at first
+        torch.nn.init.ones_(norm.weight)
+    if fused:
+        fuse_batch_norms(network, "reference")
     method, images = build_method(OPTIONS, network), tiny_images(4, 32)
     plan = method.plan(images, (), epoch=3, step=5)
-    loss = method.loss(TreeForward(network)(plan.inputs, plan.trees), plan, TARGETS)
+    loss = method.loss(TreeForward(network)(plan.inputs, plan.trees, plan.drops), plan, TARGETS)
     loss.total.backward()
+    generator = drop_of(network, epoch=3, step=5).generator
     x = plain.stem(images)
     blocks: list[Any] = [block for stage in plain.stages for block in stage]
-    for survival, block in zip(survivals(network), blocks, strict=True):
-        assert survival.factors is not None
+    for index, block in enumerate(blocks, start=1):
+        p = 1 - index / 4 * (1 - 0.4)
+        survives = x.new_empty(4, 1, 1, 1).bernoulli_(p, generator=generator)
         branch = block.bn2(block.conv2(F.relu(block.bn1(block.conv1(x)))))
         shortcut = x if block.downsample is None else block.downsample(x)
-        x = F.relu(shortcut + branch * survival.factors.double().view(-1, 1, 1, 1))
+        x = F.relu(shortcut + branch * survives / p)
     own = F.cross_entropy(plain.head(x), TARGETS)
     own.backward()
-    assert abs(loss.total.item() - own.item()) < 1e-6  # factors are float32
+    torch.testing.assert_close(loss.total, own, rtol=1e-11, atol=0)
     for ours, theirs in zip(network.parameters(), plain.parameters(), strict=True):
         assert ours.grad is not None
-        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-6, atol=1e-8)
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-8, atol=1e-11)
 
 
 def test_survival_falls_linearly_to_the_last_block() -> None:
-    probabilities = [each.probability for each in survivals(dropping(tiny_resnet((2, 1, 2))))]
+    network: Any = tiny_resnet((2, 1, 2))
+    with drop_of(network).within(network):
+        probabilities = [block.drop_path.keep for stage in network.stages for block in stage]
     assert probabilities == pytest.approx([0.88, 0.76, 0.64, 0.52, 0.4])
 
 
 def test_branches_survive_as_often_as_they_should() -> None:
-    network = dropping(tiny_resnet((2, 2)))
-    factors = drawn(network, images=4000)
-    for own, survival in zip(factors, survivals(network), strict=True):
-        p = survival.probability
+    for own, p in zip(factors(tiny_resnet((2, 2)), images=4000), (0.85, 0.7, 0.55, 0.4), strict=True):
         assert own.unique().tolist() == [0.0, pytest.approx(1 / p)]
         assert abs((own > 0).float().mean().item() - p) < 4 * (p * (1 - p) / 4000) ** 0.5
         assert abs(own.mean().item() - 1) < 0.1
 
 
-def test_draws_depend_on_seed_epoch_step_and_rank() -> None:
-    network = dropping(tiny_resnet((2, 2)))
-    first = drawn(network, images=64, epoch=1, step=2)
-    assert torch.equal(first, drawn(network, images=64, epoch=1, step=2))
-    for other in ({"epoch": 2, "step": 2}, {"epoch": 1, "step": 3}, {"epoch": 1, "step": 2, "rank": 1}):
-        assert not torch.equal(first, drawn(network, images=64, **other))
-
-
-def test_parts_of_a_batch_draw_on() -> None:
-    """Two halves have together what the batch has, drawn part after part."""
-    network = dropping(tiny_resnet((2, 2)))
-    method = build_method(OPTIONS, network)
-    halves = []
-    for _ in range(2):
-        method.plan(tiny_images(64, 32), (), epoch=0, step=0)
-        halves.append(torch.stack([each.factors for each in survivals(network)]))  # type: ignore[misc]
-    assert not torch.equal(*halves)
+def test_draws_depend_on_epoch_step_rank_and_part() -> None:
+    network = tiny_resnet((2, 2))
+    first = factors(network, epoch=1, step=2)
+    torch.rand(3)  # from the generator that everybody shares
+    assert torch.equal(first, factors(network, epoch=1, step=2))
+    for other in ({"epoch": 2}, {"step": 3}, {"rank": 1}, {"part": 1}, {"rank": 1, "part": 1}):
+        assert not torch.equal(first, factors(network, **{"epoch": 1, "step": 2, **other}))
 
 
 def test_evaluation_and_weights_are_the_plain_networks() -> None:
-    network, plain = dropping(tiny_resnet((2, 2))), tiny_resnet((2, 2))
-    drawn(network)
+    network, plain = tiny_resnet((2, 2)), tiny_resnet((2, 2))
+    drop = drop_of(network)
+    network.forward_trees([tiny_images(4, 32)], [build_method(OPTIONS, network).tree], [drop])  # type: ignore[attr-defined]
     assert network.state_dict().keys() == plain.state_dict().keys()
+    plain.load_state_dict(network.state_dict())
     assert torch.equal(network.eval()(tiny_images(2, 32)), plain.eval()(tiny_images(2, 32)))
 
 
 def test_blocks_without_a_shortcut_always_run() -> None:
-    network = dropping(tiny_mobilenet((2, 2)))
-    assert len(survivals(network)) == 4 - len(network.without_shortcut) < 4
+    network = tiny_mobilenet((2, 2)).eval()
+    (ref,) = network.without_shortcut
+    x = torch.ones(2, 8, 4, 4, dtype=torch.float64)
+    plain = network.run_block(ref, x)
+    with Drop("path", rate=0.99, generator=torch.Generator()).within(network):
+        assert torch.equal(network.run_block(ref, x), plain)
 
 
-def test_steps_learn_and_fused_batch_norms_stay_right() -> None:
+def test_steps_learn_on_fused_batch_norms() -> None:
     config = Config(
         data=Data(crop=32, val_crop=32, val_resize=32, num_classes=7),
         model=Model(name="cifar_resnet20", batch_norm="reference"),
         method=Method(name="stochastic_depth", survival=0.8),
         run=Run(epochs=4, batch=4, device="cpu"),
     )
-    cpu = torch.device("cpu")
-    network = build.build_network(config, 7, cpu).train()
-    assert len(survivals(network)) == 9
-    step = build.build_step(config, network, Process(0, 1, cpu), Precision("fp32", "cpu"), 2)
+    network = build.build_network(config, 7, CPU).train()
+    assert all(isinstance(norm, FusedBatchNorm) for norm in batch_norms(network))
+    step = build.build_step(config, network, Process(0, 1, CPU), Precision("fp32", "cpu"), 2)
     assert isinstance(step.method, StochasticDepth)
     step.schedule = lambda _: 0.02  # type: ignore[assignment]
     images = tiny_images(4, 32).float()

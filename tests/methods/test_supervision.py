@@ -15,7 +15,7 @@ from fasttrain.distributed import Process
 from fasttrain.errors import ConfigError
 from fasttrain.hardware import Precision
 from fasttrain.methods import AUXILIARY, build_method
-from fasttrain.models import StagedNetwork, TreeForward, build_classifiers
+from fasttrain.models import AuxiliaryClassifiers, StagedNetwork, TreeForward, build_classifiers
 from fasttrain.step import TrainStep
 
 from ..networks import tiny_images, tiny_mobilenet, tiny_resnet
@@ -35,7 +35,7 @@ def forward_of(network: StagedNetwork, name: str) -> TreeForward:
 def outputs(forward: TreeForward, images: Tensor) -> list[Tensor]:
     """Logits of the network, and of its classifiers, block after block."""
     network, auxiliary = forward.network, forward.auxiliary
-    assert auxiliary is not None
+    assert isinstance(auxiliary, AuxiliaryClassifiers)
     classifiers = dict(zip(auxiliary.refs, auxiliary.classifiers, strict=True))
     x, logits = network.stem(images), []
     for stage, blocks in enumerate(network.stages):
@@ -67,7 +67,7 @@ def reference(name: str, options: Method, logits: Sequence[Tensor]) -> tuple[Ten
 def test_losses_and_gradients_are_the_definition(family: object, name: str, count: int) -> None:
     options = Method(name=name, auxiliary_weight=0.7, distillation=0.3, temperature=2.0)  # type: ignore[arg-type]
     forward = forward_of(family((2, 1, 2)), name)  # type: ignore[operator]
-    assert forward.auxiliary is not None
+    assert isinstance(forward.auxiliary, AuxiliaryClassifiers)
     assert len(forward.auxiliary.refs) == count
     images = tiny_images(4, 32)
     method = build_method(Config(method=options), forward.network, classifiers=count)
@@ -135,7 +135,7 @@ def test_the_trained_network_holds_no_classifier() -> None:
     step = build_step("layer_supervision")
     forward = step.forward
     assert isinstance(forward, TreeForward)
-    assert step.auxiliary is not None
+    assert isinstance(step.auxiliary, AuxiliaryClassifiers)
     assert len(step.auxiliary.refs) == 8
     trained = {parameter for group in step.optimizer.param_groups for parameter in group["params"]}
     assert trained == set(forward.parameters())

@@ -39,7 +39,6 @@ from fasttrain.models import (
     batch_norms,
     create_model,
     fuse_batch_norms,
-    set_survival,
 )
 from fasttrain.subnets import BlockRef, Part, PrefixTree, Subnet, ordered_space, ordered_subnet
 from fasttrain.trained import Trained, metadata
@@ -474,8 +473,6 @@ def test_ten_steps_lower_the_loss(family: str, method: str) -> None:
         run=Run(batch=6, epochs=10),
     )
     network = FAMILIES[family].network().train()
-    if method == "stochastic depth":
-        set_survival(network, config.method.survival)
     step = build.build_step(config, network, Process(0, 1, torch.device("cpu")), FP32, 10)
     images = torch.randn(6, 3, SIDE, SIDE) + 2 * torch.randn(6, 3, 1, 1)  # of six colours
     losses, targets = [], torch.arange(6)
@@ -489,7 +486,7 @@ def test_ten_steps_lower_the_loss(family: str, method: str) -> None:
 
 def test_baselines_that_a_network_cannot_have_are_refused() -> None:
     with pytest.raises(ConfigError, match="DenseNet has no residual branch that could be left out"):
-        set_survival(FAMILIES["densenet"].network(), 0.5)
+        build_method(Config(method=Method(name="stochastic_depth")), FAMILIES["densenet"].network())
     network = FAMILIES["vit"].network()
     for name in ("stage_supervision", "self_distillation"):
         config = Config(data=Data(crop=SIDE), method=Method(name=name))

@@ -105,7 +105,7 @@ def test_the_papers_settings() -> None:
 def test_augsubs_recipes_have_twins_that_differ_in_the_method_alone() -> None:
     """Learning rates, weight decays, drop-paths, epochs and batches are the table's."""
     of_augsub = [name for name in RECIPES if "-augsub-" in name]
-    assert len(of_augsub) == 3 + 2 + 3 * 4 + 3
+    assert len(of_augsub) == 3 + 3 + 2 + 3 * 4 + 3
     for name in of_augsub:
         twin = name.replace("-augsub-", "-ct-")
         ours, theirs = recipe(name), recipe(twin)
@@ -120,12 +120,22 @@ def test_augsubs_recipes_have_twins_that_differ_in_the_method_alone() -> None:
     assert (small.run.epochs, small.run.batch, small.model.drop_path) == (800, 2048, 0.05)
     assert (huge.optim.name, huge.optim.lr, huge.optim.weight_decay) == ("adamw", 1e-5, 0.1)
     assert (huge.run.epochs, huge.run.batch, huge.model.drop_path) == (20, 512, 0.55)
+    swin = recipe("swin-s-augsub-300")
+    assert (swin.optim.name, swin.optim.lr, swin.optim.weight_decay, swin.optim.clip) == (
+        "adamw",
+        1e-3,
+        0.05,
+        5,
+    )
+    assert (swin.run.epochs, swin.run.batch, swin.optim.warmup_epochs) == (300, 1024, 20)
+    assert (swin.model.drop_path, swin.method.mask_square) == (0.3, 32)
     mae = recipe("vit-l-augsub-mae-finetune")
     assert (mae.optim.lr, mae.optim.layer_decay, mae.run.epochs) == (4e-3, 0.75, 50)
 
 
 def test_a_recipe_tells_its_sources() -> None:
     assert "AugSub's table (Heo et al. 2023)" in sources("rn101-ct-rsb-a2")
+    assert "Swin transformers (Liu et al. 2021)" in sources("swin-b-ct-300")
     assert "the papers' CIFAR setting" in sources("cifar10-resnet50-st")
     for name in RECIPES:
         assert sources(name).startswith(describe(name))
