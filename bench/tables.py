@@ -199,6 +199,24 @@ def demo_table(folder: Path) -> list[list[str]]:
     return [header, ["---"] * len(header), *lines]
 
 
+def compare_table(folder: Path) -> list[list[str]]:
+    """`fasttrain compare`: costs over the baseline's and Top-1 in percent, ties for the highest in bold."""
+    result = json.loads((folder / "compare.json").read_text())
+    header = ["recipe", "time of a step", "peak memory", "main network", "all subnets: mean"]
+    lines = [[*header, "their deviation", "seeds"], ["---"] * (len(header) + 2)]
+    for row in result["rows"]:
+        cells = [f"{row['time']:.2f}", f"{row['memory']:.2f}"]
+        for column in ("main", "subnets", "deviation"):
+            best = row["recipe"] in result["ties"].get(column, ())
+            cells.append(f"**{_spread(row[column])}**" if best else _spread(row[column]))
+        lines.append([f"`{row['recipe']}`", *cells, str(row["seeds"])])
+    return lines
+
+
+def _spread(own: dict[str, float]) -> str:
+    return f"{own['mean']:.2f} ± {own['deviation']:.2f}"
+
+
 def growth_table(folder: Path) -> list[list[str]]:
     """FLOPs of some steps by their tree and by separate passes, in plain steps."""
     header = ["step", "network", "prefix tree", "separate passes", "these over the tree"]
@@ -268,6 +286,7 @@ TABLES: dict[str, Callable[[Path], list[list[str]]]] = {
     "kernels": kernels_table,
     "study": study_table,
     "demo": demo_table,
+    "compare": compare_table,
     "growth": growth_table,
     "plan": plan_table,
     "plan-check": check_table,

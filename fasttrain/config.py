@@ -273,7 +273,7 @@ class Method:
     drop_ratio: float = 0.5
     """Share of the squares that are masked, or probability of dropout or drop-path."""
     mask_square: int = 32
-    """Side of the masked squares, pixels; a ViT has its patches instead."""
+    """Side of the masked squares, pixels; a ViT has its patches instead, Swin shows a learned token there."""
     auxiliary_weight: float = 1.0
     """Weight of each of the classifiers that layer_supervision, stage_supervision and self_distillation train
     besides the network's own."""

@@ -51,7 +51,8 @@ def tiny_mobilenet(layers: tuple[int, ...], *, classes: int = 7, seed: int = 0) 
 
 def tiny_swin(*, seed: int = 0) -> StagedNetwork:
     """A timm Swin of two stages of two blocks on 8 x 8 patches of 4 pixels, windows of 4 x 4, ten classes,
-    in float64."""
+    in float64.
+    """
     from timm.models.swin_transformer import SwinTransformer as Source
 
     torch.manual_seed(seed)

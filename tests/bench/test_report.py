@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -75,6 +76,21 @@ def test_saving_and_waiting(results: Path) -> None:
     waits = [("resident", 1), ("loaded", 1.5), ("waiting", 0.25), ("waiting", 0.5), ("cost", 33)]
     (results / "wait.csv").write_text(header + "".join(f"net,200,8,{m},{v}\n" for m, v in waits))
     assert tables.wait_table(results)[2:] == [["`net`", "200, 8", "1000", "1500", "0.38 %"]]
+
+
+def test_a_comparison_shows_what_ties(results: Path) -> None:
+    def row(name: str, main: float, subnets: float) -> dict[str, object]:
+        own = {key: {"mean": mean, "deviation": 0.5} for key, mean in (("main", main), ("subnets", subnets))}
+        rest = {"time": 1.25, "memory": 1, "deviation": {"mean": 2.5, "deviation": 0.25}, "seeds": 3}
+        return {"recipe": name, **rest, **own}
+
+    ties = {"main": ["ct", "st"], "subnets": ["st"]}
+    text = json.dumps({"rows": [row("ct", 98.25, 50), row("st", 98, 93)], "ties": ties})
+    (results / "compare.json").write_text(text)
+    assert tables.compare_table(results)[2:] == [
+        ["`ct`", "1.25", "1.00", "**98.25 ± 0.50**", "50.00 ± 0.50", "2.50 ± 0.25", "3"],
+        ["`st`", "1.25", "1.00", "**98.00 ± 0.50**", "**93.00 ± 0.50**", "2.50 ± 0.25", "3"],
+    ]
 
 
 def write_study(folder: Path) -> None:

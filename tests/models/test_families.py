@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from fasttrain.models import (
     DenseNet,
     PyramidTransformer,
     RegNet,
+    ResNet,
     StagedNetwork,
     SwinTransformer,
     VisionTransformer,
@@ -69,7 +70,7 @@ class Family:
         """Ours, float32; layer scales and last batch norms of blocks not near 0, so that blocks matter."""
         network = self.view(self.source(**self.dynamic))
         for name, parameter in network.named_parameters():
-            if name.endswith(("gamma", "conv3.bn.weight")):
+            if name.endswith(("gamma", "conv3.bn.weight", "bn3.weight")):
                 nn.init.uniform_(parameter, 0.5, 1.0)
         return network
 
@@ -78,6 +79,7 @@ _DYNAMIC = {"dynamic_img_size": True}
 _VIT = {"img_size": SIDE, "embed_dim": 24, "depth": 3, "num_heads": 2}
 _STAGES = {"depths": (1, 2, 1, 2)}
 FAMILIES = {
+    "resnet": Family(ResNet, "resnet50", {"layers": (1, 2, 1, 2), "channels": (4, 4, 8, 8), "stem_width": 8}),
     "vit": Family(VisionTransformer, "vit_tiny_patch16_224", _VIT, _DYNAMIC),
     "deit": Family(VisionTransformer, "deit_tiny_distilled_patch16_224", _VIT, _DYNAMIC),
     "deit3": Family(VisionTransformer, "deit3_small_patch16_224", _VIT, _DYNAMIC),
@@ -98,6 +100,7 @@ FAMILIES = {
 
 parametrized = pytest.mark.parametrize("family", FAMILIES)
 SHORTCUTS = [name for name in FAMILIES if name != "densenet"]
+BATCH_NORM = ("resnet", "regnet", "densenet")
 
 
 def tiny(family: str) -> StagedNetwork:
@@ -171,7 +174,7 @@ def test_modules_are_found_by_their_names(family: str) -> None:
         network.get_submodule("nowhere.weight")
 
 
-@parametrized
+@pytest.mark.parametrize("family", [name for name in FAMILIES if name != "resnet"])
 def test_nothing_is_fused(family: str) -> None:
     """Their batch norms are followed by something else than the fused operations do, or are timm's own."""
     network = tiny(family)
@@ -188,7 +191,7 @@ def test_sync_batch_norm_keeps_the_names(family: str) -> None:
     assert list(converted.state_dict()) == names
     norms = batch_norms(converted)
     assert all(isinstance(layer, nn.SyncBatchNorm) for layer in norms)
-    assert bool(norms) == (family in ("regnet", "densenet"))
+    assert bool(norms) == (family in BATCH_NORM)
 
 
 @parametrized
@@ -268,9 +271,9 @@ def test_a_plan_costs_what_a_whole_step_counts(family: str) -> None:
     assert flops.passes_flops(network, passes) == flops.count(step)
 
 
-@pytest.mark.parametrize("family", SHORTCUTS)
+@pytest.mark.parametrize("family", [name for name in SHORTCUTS if name != "resnet"])
 def test_branch_and_shortcut_add_up_to_the_block(family: str) -> None:
-    """Of blocks that end in their sum; RegNet's end in a ReLU of it."""
+    """Of blocks that end in their sum; RegNet's end in a ReLU of it (ResNets': test_models.py)."""
     network = tiny(family).eval()
     x = network.stem(tiny_images(2, SIDE))
     for ref in network.full:
@@ -375,7 +378,7 @@ def test_statistics_of_all_subnets_in_one_walk(family: str) -> None:
     images = tiny_images(6, SIDE)
     batches: Iterator[Tensor] = iter([images])
     statistics = estimate_statistics(network, subnets, batches, FP32)
-    assert bool(statistics.sums) == bool(batch_norms(network)) == (family in ("regnet", "densenet"))
+    assert bool(statistics.sums) == bool(batch_norms(network)) == (family in BATCH_NORM)
     assert len(list(batches)) == (0 if batch_norms(network) else 1)
     tree = PrefixTree(subnets)
     for subnet, leaf in zip(subnets, tree.leaves, strict=True):
@@ -440,39 +443,55 @@ def test_created_models_have_no_drop_path() -> None:
         assert not any(isinstance(each, DropPath) for each in network.modules())
 
 
+TRAINED: dict[str, Callable[[], StagedNetwork]] = {
+    **{name: family.network for name, family in FAMILIES.items()},
+    "mobilenetv3": lambda: create_model("mobilenetv3_small_050", CLASSES),
+    "cifar_resnet": lambda: create_model("cifar_resnet20", CLASSES),
+}
+"""A network of each family."""
 METHODS: dict[str, dict[str, Any]] = {
-    "common": {"name": "common", "subnets": 0},
+    "common training": {"name": "common", "subnets": 0},
     "ST": {"subnets": 1},
     "ST++": {"subnets": 2, "subnet_inputs": "downscaled", "sizes": (32, 48), "normalize": "layer_norm"},
     "AugSub, masking": {"name": "augsub", "mask_square": 16},
+    "AugSub, dropout": {"name": "augsub", "drop": "dropout", "drop_ratio": 0.2},
     "AugSub, drop-path": {"name": "augsub", "drop": "path", "drop_ratio": 0.2},
     "layer supervision": {"name": "layer_supervision"},
     "stage supervision": {"name": "stage_supervision"},
     "self-distillation": {"name": "self_distillation", "temperature": 3.0},
     "stochastic depth": {"name": "stochastic_depth", "survival": 0.8},
 }
-UNDEFINED = (
-    *(("densenet", "AugSub, drop-path"), ("densenet", "stochastic depth")),  # it has no branches
-    *product(("vit", "deit", "deit3"), ("stage supervision", "self-distillation")),  # they have one stage
-)
+TRANSFORMERS = ("vit", "deit", "deit3", "swin", "pvt")
+UNDEFINED = {
+    **dict.fromkeys(product(("densenet",), ("AugSub, drop-path", "stochastic depth")), "branches"),
+    **dict.fromkeys(product(("vit", "deit", "deit3"), ("stage supervision", "self-distillation")), "stages"),
+    **{(family, "AugSub, dropout"): "attention" for family in TRAINED if family not in TRANSFORMERS},
+}
+"""Method and family that do not go together, and what the family lacks."""
 SLOW = tuple(
-    method for method in METHODS if method.endswith(("supervision", "distillation", "masking", "path"))
+    method for method in METHODS if method.endswith(("supervision", "distillation")) or "AugSub" in method
 )
 """Half of AugSub's loss is the sub-model's distance to the teacher, and above its output's entropy;
 classifiers within the network start at the uniform output."""
-DEFINED = [pair for pair in product(FAMILIES, METHODS) if pair not in UNDEFINED]
+DEFINED = [pair for pair in product(TRAINED, METHODS) if pair not in UNDEFINED]
+
+
+def config_of(method: str) -> Config:
+    """Of a small run."""
+    return Config(
+        data=Data(crop=SIDE, val_crop=SIDE, val_resize=SIDE),
+        method=Method(**METHODS[method]),
+        run=Run(batch=6, epochs=10),
+    )
 
 
 @pytest.mark.parametrize(("family", "method"), DEFINED)
 def test_ten_steps_lower_the_loss(family: str, method: str) -> None:
     """The whole of it, on a fixed batch."""
-    config = Config(
-        data=Data(crop=SIDE, val_crop=SIDE, val_resize=SIDE),
-        method=Method(**METHODS[method]),
-        optim=Optim(lr=0.02 if method in SLOW else 0.01, warmup_epochs=0),
-        run=Run(batch=6, epochs=10),
-    )
-    network = FAMILIES[family].network().train()
+    torch.manual_seed(0)
+    network, config = TRAINED[family]().train(), config_of(method)
+    lr = (0.02 if method in SLOW else 0.01) / (10 if family == "mobilenetv3" else 1)
+    config = replace(config, optim=Optim(lr=lr, warmup_epochs=0))
     step = build.build_step(config, network, Process(0, 1, torch.device("cpu")), FP32, 10)
     images = torch.randn(6, 3, SIDE, SIDE) + 2 * torch.randn(6, 3, 1, 1)  # of six colours
     losses, targets = [], torch.arange(6)
@@ -484,14 +503,46 @@ def test_ten_steps_lower_the_loss(family: str, method: str) -> None:
     assert max(losses[-3:]) < (0.97 if method in SLOW else 0.9) * losses[0]
 
 
-def test_baselines_that_a_network_cannot_have_are_refused() -> None:
-    with pytest.raises(ConfigError, match="DenseNet has no residual branch that could be left out"):
-        build_method(Config(method=Method(name="stochastic_depth")), FAMILIES["densenet"].network())
-    network = FAMILIES["vit"].network()
-    for name in ("stage_supervision", "self_distillation"):
-        config = Config(data=Data(crop=SIDE), method=Method(name=name))
-        with pytest.raises(ConfigError, match="allowed for a classifier before its own: two or more stages"):
-            build.build_auxiliary(config, network)
+LACKING = {
+    "branches": r"has no residual branch that could be left out|'path'; allowed for .*: masking$",
+    "stages": "allowed for a classifier before its own: two or more stages",
+    "attention": "'dropout'; allowed for .*, whose blocks have no attention: ",
+}
+
+
+@pytest.mark.parametrize(("family", "method"), UNDEFINED)
+def test_methods_that_a_family_cannot_have_are_refused(family: str, method: str) -> None:
+    process = Process(0, 1, torch.device("cpu"))
+    with pytest.raises(ConfigError, match=LACKING[UNDEFINED[family, method]]):
+        build.build_step(config_of(method), TRAINED[family](), process, FP32, 10)
+
+
+COLUMNS = {
+    "ResNet": ("resnet", "cifar_resnet"),
+    "MobileNetV3": ("mobilenetv3",),
+    "RegNet": ("regnet",),
+    "ConvNeXt": ("convnext",),
+    "ViT, DeiT": ("vit", "deit", "deit3"),
+    "Swin": ("swin",),
+    "PVT v2": ("pvt",),
+    "DenseNet": ("densenet",),
+}
+CELLS = {"branches": "no branches", "stages": "one stage", "attention": "no attention"}
+
+
+def test_the_readmes_table_of_methods_and_families_is_what_is_tested() -> None:
+    text = (Path(__file__).parents[2] / "README.md").read_text()
+    table = text.partition("| method | ResNet")[2].partition("\n\n")[0]
+    header, _, *lines = [
+        [cell.strip() for cell in line.split("|")[1:-1]]
+        for line in ("| method | ResNet" + table).splitlines()
+    ]
+    assert header[1:] == list(COLUMNS)
+    assert [line[0] for line in lines] == list(METHODS)
+    for method, *cells in lines:
+        for column, cell in zip(header[1:], cells, strict=True):
+            lacking = {UNDEFINED.get((family, method)) for family in COLUMNS[column]}
+            assert {CELLS[each] if each else "yes" for each in lacking} == {cell}, (method, column)
 
 
 @pytest.mark.parametrize(
