@@ -278,6 +278,7 @@ TABLES: dict[str, Callable[[Path], list[list[str]]]] = {
     "step": lambda folder: step_table(folder / "step.csv"),
     "step-224": lambda folder: step_table(folder / "step-224.csv"),
     "step-mobilenetv3": lambda folder: step_table(folder / "step-mobilenetv3.csv"),
+    "step-augsub": lambda folder: step_table(folder / "step-augsub.csv"),
     "checks": checks_table,
     "walk": walk_table,
     "data": data_table,

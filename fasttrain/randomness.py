@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from enum import IntEnum
 
 import numpy as np
-import torch
 
 
 class Stream(IntEnum):
@@ -39,20 +38,6 @@ def generator(seed: int, stream: Stream, epoch: int = 0, step: int = 0) -> np.ra
     that the streams of two steps cannot overlap.
     """
     return np.random.Generator(np.random.Philox(key=[seed, int(stream)], counter=[0, 0, step, epoch]))
-
-
-def device_generator(
-    device: torch.device, seed: int, stream: Stream, *, epoch: int, step: int, rank: int, part: int
-) -> torch.Generator | None:
-    """A device's generator for one purpose, for a part of one process's batch; None of meta tensors.
-
-    Its numbers differ from one kind of device to another.
-    """
-    if device.type == "meta":
-        return None
-    counter = generator(seed, stream, epoch, step)
-    counter.bit_generator.advance(rank * 2**32 + part)  # type: ignore[attr-defined]
-    return torch.Generator(device).manual_seed(int(counter.integers(2**63)))
 
 
 def draw_sizes(sizes: Sequence[int], count: int, *, seed: int, epoch: int, step: int) -> tuple[int, ...]:

@@ -13,8 +13,9 @@ from ..errors import ConfigError
 from ..kernels.normalized_loss import StimulativeLoss, stimulative_loss
 from ..kernels.runtime import Kernels
 from ..models import Drop, Mask, StagedNetwork, kinds_of_drop
-from ..randomness import Stream, device_generator
+from ..randomness import Stream
 from ..subnets import PrefixTree
+from .device_random import device_generator
 from .method import Plan
 
 WEIGHT = 0.5

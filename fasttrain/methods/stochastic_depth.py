@@ -10,8 +10,9 @@ from .. import config
 from ..errors import ConfigError
 from ..kernels.runtime import Kernels
 from ..models import Drop, StagedNetwork, kinds_of_drop
-from ..randomness import Stream, device_generator
+from ..randomness import Stream
 from .common import Common
+from .device_random import device_generator
 from .method import Plan
 
 
