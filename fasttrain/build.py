@@ -14,11 +14,12 @@ from .checkpoint import load_weights
 from .config import Config, Method
 from .distributed import Process
 from .errors import CheckpointError, ConfigError
-from .guards.finite import LateCheck, StatisticsGuard
+from .guards.finite import OVERFLOWS, LateCheck, StatisticsGuard
 from .hardware import Precision, choose_batch_norm, choose_conv1x1, choose_kernels, choose_precision
 from .kernels.normalized_loss import IN_TRITON
 from .kernels.runtime import Kernels
 from .methods import AUXILIARY, build_method, images_seen
+from .methods.augsub import hidden_of, squares_of
 from .mixing import build_mixing
 from .models import (
     Auxiliary,
@@ -82,12 +83,20 @@ def _check_sides(config: Config, network: StagedNetwork) -> None:
 
 
 def _check_mask(config: Config, network: StagedNetwork) -> None:
-    """A masked square is smaller than the image."""
+    """A masked square is smaller than the image, and one of them at least is hidden."""
     method, crop = config.method, config.data.crop
+    if method.name != "augsub" or method.drop != "masking":
+        return
     side = network.mask_square or method.mask_square
-    if method.name == "augsub" and method.drop == "masking" and side >= crop:
+    if side >= crop:
         raise ConfigError(
             f"method.mask_square is {side}; allowed: below data.crop = {crop} (published: a seventh)"
+        )
+    count = squares_of(crop, crop, side)
+    if not hidden_of(count, method.drop_ratio):
+        raise ConfigError(
+            f"method.drop_ratio is {method.drop_ratio:g}; allowed: 1/{count} or more, since images of {crop} "
+            f"pixels have {count} squares of {side}"
         )
 
 
@@ -158,7 +167,8 @@ def _check_batch_norm(config: Config, network: StagedNetwork, world: int) -> Non
         )
     some = config.method.name == "stimulative"
     seen = images_seen(config.method.subnet_share, local) if some else local
-    if seen == 1 and smallest <= network.reduction and batch_norms(network):
+    norms = batch_norms(network) or config.method.name == "layer_supervision"  # its classifiers have some
+    if seen == 1 and smallest <= network.reduction and norms:
         share = f" with method.subnet_share {config.method.subnet_share:g}" if seen < local else ""
         raise ConfigError(
             f"run.batch is {config.run.batch}{share}; allowed: at least 2 images per pass and process, since "
@@ -214,6 +224,8 @@ def build_step(
     joint = config.method.backward == "joint"
     with precision.autocast():
         auxiliary = build_auxiliary(config, network)
+    if auxiliary is not None and config.run.sync_batch_norm:
+        auxiliary = convert_sync_batchnorm(auxiliary)
     classifiers = len(auxiliary.refs) if isinstance(auxiliary, AuxiliaryClassifiers) else 0
     method = build_method(config, network, loss_kernels(config, process.device), process.rank, classifiers)
     compression = config.run.gradient_compression
@@ -231,7 +243,7 @@ def build_step(
         ema=build_ema(network, config.optim.ema),
         mixing=build_mixing(config.data, network.num_classes, config.run.seed),
         reduce=None if joint else distributed.average_gradients,
-        check=LateCheck(config.run.skip_nonfinite),
+        check=LateCheck(config.run.skip_nonfinite, OVERFLOWS if precision.name == "fp16" else 0),
         accumulate=config.run.accumulate,
         guard=StatisticsGuard(network) if config.run.skip_nonfinite else None,
     )

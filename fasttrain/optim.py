@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from timm.optim import Lamb
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from . import nvidia_apex
@@ -57,6 +57,17 @@ def build_optimizer(
     if optim.name == "adamw":
         return torch.optim.AdamW(parameters, **options, **moments)
     return torch.optim.SGD(parameters, **options, **momentum)  # type: ignore[arg-type]
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Take over another optimizer's state, but for its implementation: fused and foreach stay as they are."""
+    own = [{key: group[key] for key in IMPLEMENTATION & group.keys()} for group in optimizer.param_groups]
+    groups = [{**saved, **options} for saved, options in zip(state["param_groups"], own, strict=True)]
+    optimizer.load_state_dict({**state, "param_groups": groups})
+
+
+IMPLEMENTATION = {"fused", "foreach"}
+"""Options of torch's optimizers that change nothing but the speed."""
 
 
 def choose_impl(optim: Optim, device: torch.device) -> str:
@@ -129,7 +140,16 @@ def build_ema(network: nn.Module, decay: float) -> AveragedModel | None:
     """The exponential moving average of weights and batch-norm statistics; None with decay 0."""
     if decay == 0:
         return None
-    return AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+    lerp = get_ema_multi_avg_fn(decay)
+
+    def average(averages: tuple[Tensor, ...] | list[Tensor], values: Any, count: Tensor | int) -> None:
+        """Of whole numbers (counters, tables of indices) there is no average: they are the network's."""
+        if averages[0].is_floating_point():
+            lerp(averages, values, count)
+        else:
+            torch._foreach_copy_(averages, values)
+
+    return AveragedModel(network, multi_avg_fn=average, use_buffers=True)
 
 
 @dataclass(frozen=True, slots=True)

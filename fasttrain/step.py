@@ -106,8 +106,7 @@ class TrainStep:
             self.guard.keep()
         loss, passes = self._accumulate(images, small, targets, epoch, step)
         norm = self.update()
-        if not self.scaler.is_enabled():  # an overflow of fp16 is no fault: the scaler answers it
-            self.check.follow(norm, global_step)
+        self.check.follow(norm, global_step)
         return StepResult(loss, lr, norm, passes)
 
     def _accumulate(

@@ -107,6 +107,23 @@ def test_costs_are_ordered_as_in_the_paper(monkeypatch: pytest.MonkeyPatch) -> N
     assert all(each.seconds > 0 for each in costs.values())
 
 
+def test_the_average_of_the_weights_counts_as_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cost, "DRAWS", 1)
+    plain = small("demo-ct")
+    averaged = replace(plain, optim=replace(plain.optim, ema=0.9))
+    costs = measure_costs({"plain": plain, "averaged": averaged}, 10)
+    weights = sum(each.nbytes for each in create_model("cifar_resnet20", 10).state_dict().values())
+    assert costs["averaged"].bytes - costs["plain"].bytes >= weights
+
+
+def test_each_side_is_warmed_up_for() -> None:
+    step = cost._Step(small("demo"), 10)
+    seen: set[int] = set()
+    step.train = lambda draw, small=None: seen.update(each.shape[-1] for each in step._small(draw))  # type: ignore[method-assign]
+    step.warm_up()
+    assert seen == set(step.config.method.sizes)
+
+
 def test_measured_steps_change_no_weight() -> None:
     step = cost._Step(small("demo"), 10)
     before = [parameter.clone() for parameter in step.network.parameters()]
@@ -174,11 +191,17 @@ def test_a_comparison_goes_on_where_it_was(
     assert float(table[0]["time"]) == float(table[0]["memory"]) == 1
     verdict = json.loads((tmp_path / "c" / "demo-ct-seed0" / "comparison.json").read_text())
     assert len(verdict["top1"]) == len(verdict["depths"]) == 3
-    monkeypatch.setattr(comparison, "measure_costs", None)  # known, too
-    status, again, _ = run(capsys, *command)
+    with monkeypatch.context() as patch:
+        patch.setattr(comparison, "measure_costs", None)  # known, too
+        status, again, _ = run(capsys, *command)
     assert status == 0
     assert len(trained) == 5
     assert again.splitlines()[-10:] == out.splitlines()[-10:]
+    status, _, err = run(capsys, *command, "--evaluation.normalize", "layer_norm")
+    assert status == 0, err
+    assert len(trained) == 9  # each is asked, finds itself finished, and is judged anew
+    judged = json.loads((tmp_path / "c" / "demo-ct-seed0" / "comparison.json").read_text())["judged"]
+    assert judged["evaluation"]["normalize"] == "layer_norm"
     status, _, err = run(capsys, *arguments(images, tmp_path / "c", "--budget", "2"))
     assert status == 2
     assert "cannot resume with other settings: " in err
@@ -194,7 +217,15 @@ def test_a_comparison_goes_on_where_it_was(
         ("demo-ct demo --budget 0", "--budget is '0'; allowed: epochs"),
         ("demo-ct demo --budget 1 --seeds 0", "--seeds is 0; allowed: 1 or more"),
         ("demo-ct demo --budget 1 --subnets 0", "--subnets is 0; allowed: -1 or more, not 0"),
-        ("demo-ct rn50-ct-200 --budget 1", "train cifar_resnet20, resnet50; allowed: recipes of one network"),
+        (
+            "demo-ct rn50-ct-200 --budget 1",
+            "model.name is 'cifar_resnet20' in demo-ct, 'resnet50' in rn50-ct-200; allowed: the same in all",
+        ),
+        (
+            "rn50-ct-200 rn50-ct-rsb-a2 --budget 1",
+            "run.batch is 512 in rn50-ct-200, 2048 in rn50-ct-rsb-a2; allowed: the same in all recipes "
+            "(--run.batch VALUE sets it in all)",
+        ),
         ("rn50-ct-200 rn50-st-200 --budget 1", "rn50-ct-200: data.val is empty"),
         ("demo-ct demo", "--budget"),
     ],

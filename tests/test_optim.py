@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import sys
 from collections.abc import Callable
@@ -22,9 +23,10 @@ from fasttrain.optim import (
     build_schedule,
     choose_impl,
     layer_numbers,
+    load_optimizer,
     parameter_groups,
 )
-from tests.networks import tiny_resnet
+from tests.networks import tiny_images, tiny_resnet, tiny_swin
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 IMPLEMENTATIONS = [
@@ -316,3 +318,41 @@ def test_apex_is_asked_for_by_name_alone(monkeypatch: pytest.MonkeyPatch) -> Non
         "nesterov": True,
         "set_grad_none": True,
     }
+
+
+def test_tables_of_indices_are_not_averaged() -> None:
+    """Swin's relative positions, as buffers of whole numbers: an average of them would be cut off."""
+    network = tiny_swin().float().eval()
+    ema = build_ema(network, 0.9999)
+    assert ema is not None
+    for _ in range(20):
+        ema.update_parameters(network)
+    for name, buffer in network.named_buffers():
+        assert torch.equal(ema.module.get_buffer(name), buffer), name
+    images = tiny_images(2, 32).float()
+    torch.testing.assert_close(ema.module(images), network(images))
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+@pytest.mark.parametrize(("before", "after"), [("fused", "foreach"), ("foreach", "fused")])
+def test_a_loaded_optimizer_keeps_its_implementation(name: Any, before: Any, after: Any) -> None:
+    def made(impl: Any) -> tuple[nn.Linear, torch.optim.Optimizer]:
+        torch.manual_seed(0)
+        layer = nn.Linear(3, 2)
+        return layer, build_optimizer(layer.parameters(), Optim(name=name, impl=impl, lr=0.1), CPU)
+
+    def step(layer: nn.Linear, optimizer: torch.optim.Optimizer) -> None:
+        layer.weight.grad, layer.bias.grad = torch.ones(2, 3), torch.ones(2)
+        optimizer.step()
+
+    (old, optimizer), (new, other) = made(before), made(after)
+    step(old, optimizer)
+    new.load_state_dict(old.state_dict())
+    load_optimizer(other, copy.deepcopy(optimizer.state_dict()))
+    assert [bool(other.param_groups[0][key]) for key in ("fused", "foreach")] == [
+        after == "fused",
+        after == "foreach",
+    ]
+    step(old, optimizer)
+    step(new, other)
+    torch.testing.assert_close(new.weight, old.weight)

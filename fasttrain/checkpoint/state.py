@@ -27,6 +27,7 @@ from ..distributed import Process
 from ..errors import CheckpointError, ConfigError
 from ..evaluation import Accuracy
 from ..models import StagedNetwork
+from ..optim import load_optimizer
 from ..pipelines.loader import TrainLoader
 from ..step import TrainStep
 from ..telemetry.interval import Interval
@@ -159,7 +160,7 @@ class State:
             checkpoint.load_state(self.network, state["network"], path)
             if self.step.auxiliary is not None:
                 checkpoint.load_state(self.step.auxiliary, state["auxiliary"], path)
-            self.step.optimizer.load_state_dict(state["optimizer"])
+            load_optimizer(self.step.optimizer, state["optimizer"])
             self.step.scaler.load_state_dict(state["scaler"])
             if self.step.ema is not None:
                 self.step.ema.load_state_dict(state["ema"])
@@ -192,7 +193,7 @@ class State:
         assert self.interval is not None
         return {
             "random": random_state(self.process.device),
-            "network": dict(self.network.named_buffers()),
+            "network": _buffers(self.network),
             "ema": None if ema is None else _buffers(ema),
             "interval": self.interval.state_dict(),
         }
@@ -205,7 +206,7 @@ class State:
             self._sums = [rank["interval"] for rank in ranks], self.process.world
             return
         own = ranks[self.process.rank]
-        _load_buffers(dict(self.network.named_buffers()), own["network"])
+        _load_buffers(_buffers(self.network), own["network"])
         if self.step.ema is not None:
             _load_buffers(_buffers(self.step.ema), own["ema"])
         self._sums = [own["interval"]], 1
@@ -226,8 +227,10 @@ class State:
         return value
 
 
-def _buffers(ema: nn.Module) -> dict[str, Tensor]:
-    return {name: value for name, value in ema.named_buffers() if name != "n_averaged"}
+def _buffers(module: nn.Module) -> dict[str, Tensor]:
+    """Those that a state dict has (others are constants), but for an average's counter."""
+    kept = module.state_dict().keys() - {"n_averaged"}
+    return {name: value for name, value in module.named_buffers() if name in kept}
 
 
 def _load_buffers(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> None:

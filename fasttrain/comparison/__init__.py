@@ -23,6 +23,7 @@ from typing import Any
 from rich.console import Console
 
 from .. import loading
+from ..checkpoint.state import flat
 from ..config import Config, to_dict
 from ..distributed import Process
 from ..errors import ConfigError
@@ -106,10 +107,23 @@ def compare(
     console.print(f"table: {folder / 'comparison.json'}, {folder / 'comparison.csv'}", markup=False)
 
 
+SAME = (
+    *("model.name", "run.batch", "data.train", "data.val", "data.builtin", "data.num_classes"),
+    *("data.crop", "data.val_resize", "data.val_crop"),
+)
+"""Fields without which neither a step's cost nor an accuracy can be compared."""
+
+
 def _check(configs: Mapping[str, Config]) -> None:
-    models = sorted({config.model.name for config in configs.values()})
-    if len(models) > 1:
-        raise ConfigError(f"the recipes train {', '.join(models)}; allowed: recipes of one network")
+    fields = {label: flat(to_dict(config)) for label, config in configs.items()}
+    for name in SAME:
+        values = {label: own[name] for label, own in fields.items()}
+        if len(set(values.values())) > 1:
+            told = ", ".join(f"{value!r} in {label}" for label, value in values.items())
+            raise ConfigError(
+                f"{name} is {told}; allowed: the same in all recipes"
+                + ("" if name == "model.name" else f" (--{name.replace('_', '-')} VALUE sets it in all)")
+            )
     for label, config in configs.items():
         if not config.data.val:
             raise ConfigError(f"{label}: data.val is empty; allowed: validation images (--data.val DIR)")

@@ -42,11 +42,13 @@ def measure_costs(configs: Mapping[str, Config], classes: int) -> dict[str, Cost
     """
     steps = {name: _Step(config, classes) for name, config in configs.items()}
     for step in steps.values():
-        step.train(0)  # makes the momentum
+        step.warm_up()
     times: dict[str, list[float]] = {name: [] for name in steps}
+    order = list(steps)
     for draw in range(DRAWS):
-        for name, step in steps.items():
-            times[name].append(step.seconds(draw))
+        for name in order:
+            times[name].append(steps[name].seconds(draw))
+        order.append(order.pop(0))  # none always follows the same one
     return {name: Cost(fmean(times[name]), step.peak_bytes()) for name, step in steps.items()}
 
 
@@ -85,6 +87,12 @@ class _Step:
         epoch = self.config.method.start_epoch
         self.step(self.images, small, self.targets, epoch=epoch, step=draw, global_step=draw)
 
+    def warm_up(self) -> None:
+        """A step on images of each side: makes the momentum, and a GPU tunes its convolutions for them."""
+        sides = {tuple(each.shape[-1] for each in self._small(draw)): draw for draw in range(DRAWS)}
+        for draw in sides.values():
+            self.train(draw)
+
     def seconds(self, draw: int) -> float:
         """Of one step, its images at hand."""
         small = self._small(draw)
@@ -107,11 +115,13 @@ class _Step:
         return max(sizes) if self.config.method.backward == "split" else sum(sizes)
 
     def _state(self) -> list[Tensor]:
-        """Weights, buffers and what the optimizer keeps."""
+        """Weights, buffers, their average and what the optimizer keeps."""
         kept = [
             value
             for entry in self.step.optimizer.state.values()
             for value in entry.values()
             if isinstance(value, Tensor)
         ]
-        return [*self.step.forward.parameters(), *self.network.buffers(), *kept]
+        ema = self.step.ema
+        averages = [] if ema is None else [*ema.parameters(), *ema.buffers()]
+        return [*self.step.forward.parameters(), *self.network.buffers(), *averages, *kept]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from ..checkpoint.state import check_settings
 from ..config import Config, from_dict
@@ -59,7 +60,7 @@ def verdict_on(config: Config, subnets: int) -> Verdict:
     """
     folder = Path(config.run.folder) / config.run.name
     known = read_json(folder / VERDICT)
-    if known.get("chosen") == subnets:
+    if known.get("chosen") == subnets and known.get("judged") == _judged(config):
         check_settings(config, from_dict(read_json(folder / "config.json")))
         return Verdict(known["main"], known["top1"])
     train(config)
@@ -72,6 +73,7 @@ def verdict_on(config: Config, subnets: int) -> Verdict:
         folder / VERDICT,
         {
             "chosen": subnets,
+            "judged": _judged(config),
             "main": main,
             "statistics": "reestimated",
             "depths": depths,
@@ -79,6 +81,16 @@ def verdict_on(config: Config, subnets: int) -> Verdict:
         },
     )
     return verdict
+
+
+def _judged(config: Config) -> dict[str, Any]:
+    """What a verdict depends on and a resume does not: another of these judges anew."""
+    return {
+        "train": config.data.train,
+        "val": config.data.val,
+        "max_steps": config.run.max_steps,
+        "evaluation": asdict(config.evaluation),
+    }
 
 
 def judged_subnets(network: StagedNetwork, count: int) -> list[Subnet]:

@@ -33,6 +33,11 @@ def guarded_step(optimizer: torch.optim.Optimizer, norm: Tensor) -> None:
         optimizer.step()
 
 
+OVERFLOWS = 24
+"""Halvings of fp16's loss scale in a row that bring it from 2^16, doubled some times, below 1: what overflows
+then is not the scale's fault."""
+
+
 class LateCheck:
     """Reads each step's gradient norm after the next step has been queued.
 
@@ -40,13 +45,14 @@ class LateCheck:
         skipped: updates left out so far because they were not finite.
     """
 
-    def __init__(self, allowed: int = 0) -> None:
+    def __init__(self, allowed: int = 0, overflows: int = 0) -> None:
         """Nothing to read yet.
 
         Args:
             allowed: how many updates in a row may be left out; one more ends the run.
+            overflows: how many before them in a row are no faults: the loss scale answers them (`OVERFLOWS`).
         """
-        self.allowed, self.skipped = allowed, 0
+        self.allowed, self.overflows, self.skipped = allowed, overflows, 0
         self._in_a_row = 0
         self._pending: tuple[int, Tensor, torch.cuda.Event | None] | None = None
 
@@ -82,10 +88,12 @@ class LateCheck:
         if math.isfinite(norm.item()):
             self._in_a_row = 0
             return
-        self.skipped += 1
         self._in_a_row += 1
-        if self._in_a_row > self.allowed:
-            row = f" ({self._in_a_row} in a row)" if self.allowed else ""
+        if self._in_a_row <= self.overflows:
+            return
+        self.skipped += 1
+        if self._in_a_row > self.overflows + self.allowed:
+            row = f" ({self._in_a_row} in a row)" if self._in_a_row > 1 else ""
             raise NonFiniteError(
                 f"the gradient's norm became {norm.item()} at step {step + 1}{row}, whose update was left "
                 "out; checkpoints, if there are, are from before. A lower --optim.lr, more "

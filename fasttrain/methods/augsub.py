@@ -103,7 +103,7 @@ def _check_kind(network: StagedNetwork, kind: str) -> None:
 
 
 def draw_mask(images: Tensor, square: int, ratio: float, rng: torch.Generator | None) -> Mask:
-    """Of each image a random share `ratio` of the squares is hidden, rounded down.
+    """Of each image a random share `ratio` of the squares is hidden (`hidden_of`).
 
     Args:
         images: [B, 3, H, W].
@@ -112,7 +112,17 @@ def draw_mask(images: Tensor, square: int, ratio: float, rng: torch.Generator | 
         rng: on the images' device.
     """
     count, _, height, width = images.shape
-    squares = math.ceil(height / square) * math.ceil(width / square)
+    squares = squares_of(height, width, square)
     noise = torch.rand(count, squares, generator=rng, device=images.device)
-    kept = squares - math.floor(ratio * squares)
+    kept = squares - hidden_of(squares, ratio)
     return Mask(noise.argsort(1)[:, :kept], square, height, width)
+
+
+def squares_of(height: int, width: int, square: int) -> int:
+    """How many squares cover an image; sides in pixels."""
+    return math.ceil(height / square) * math.ceil(width / square)
+
+
+def hidden_of(squares: int, ratio: float) -> int:
+    """How many of an image's squares are hidden: a share `ratio`, rounded down."""
+    return math.floor(ratio * squares)

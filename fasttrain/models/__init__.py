@@ -62,6 +62,8 @@ _FAMILIES = {
     "densenet": _Family(DenseNet, "DenseNet (densenet121, ...)"),
 }
 """timm's module to what its models become."""
+_LAYER_SCALE = 1e-4
+"""First value of DeiT III's layer scale (Touvron et al. 2022); timm's is 1e-6."""
 
 MODEL_FORMS = (
     f"a timm {', '.join(family.examples for family in _FAMILIES.values())} or MobileNetV3 "
@@ -70,7 +72,8 @@ MODEL_FORMS = (
 
 
 def create_model(name: str, num_classes: int) -> StagedNetwork:
-    """A network with random weights: ResNets initialized as the published ST code does, others as timm does.
+    """A network with random weights: ResNets initialized as the published ST code does, others as timm does,
+    but for DeiT III's layer scale, which starts as its paper has it.
 
     Drop path, which some families have by default, is off.
 
@@ -102,9 +105,12 @@ def _create(name: str, num_classes: int) -> StagedNetwork:
         return CifarResNet(CIFAR_RESNETS[name], num_classes)
     for module, family in _FAMILIES.items():
         if name in timm.list_models(module=module):
-            return family.network(
-                timm.create_model(name, pretrained=False, num_classes=num_classes, **family.options)
-            )
+            options = {
+                **family.options,
+                **({"init_values": _LAYER_SCALE} if name.startswith("deit3_") else {}),
+            }
+            source = timm.create_model(name, pretrained=False, num_classes=num_classes, **options)
+            return family.network(source)
     raise ConfigError(f"model.name is {name!r}; allowed: {MODEL_FORMS}")
 
 

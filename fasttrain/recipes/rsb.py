@@ -1,10 +1,12 @@
 """ImageNet recipe A2 of "ResNet strikes back" (Wightman et al. 2021), common training.
 
-The values are those with which AugSub's table (Heo et al. 2023) trains ResNets; its Top-1 for common training
-is in each recipe's first line. What that table does not say is from public command lines of A2 for timm's
-train.py: target threshold 0.2, first learning rate 1e-4 and floor 1e-6; and from timm's defaults: LAMB's eps
-and largest gradient norm, weight decay without vectors, a learning rate that stays for an epoch. Ours: images
-are resized bilinearly (A2: bicubic), weights start as the ST code's, and the cosine starts after the warm-up.
+The values are those with which AugSub's table (Heo et al. 2023) trains ResNets; its Top-1 for common
+training is in each recipe's first line. What that table does not say is from public command lines of A2 for
+timm's train.py: target threshold 0.2, RandAugment with `-inc1`, first learning rate 1e-4 and floor 1e-6
+(AugSub's own command line has neither threshold nor `-inc1`); and from timm's defaults: LAMB's eps and
+largest gradient norm, weight decay without vectors, a learning rate that stays for an epoch. Ours: images
+are resized bilinearly (A2: bicubic), weights start as the ST code's, and the cosine starts after the
+warm-up.
 """
 
 from __future__ import annotations

@@ -107,3 +107,15 @@ def test_infinity_is_told_too() -> None:
     check.follow(torch.tensor(float("inf")), 6)
     with pytest.raises(NonFiniteError, match="inf at step 7"):
         check.follow(torch.tensor(1.0), 7)
+
+
+def test_overflows_in_a_row_end_once_the_loss_scale_cannot_be_to_blame() -> None:
+    """fp16: those that the scale answers are no faults and not counted; a good step starts anew."""
+    check, nan, good = LateCheck(allowed=1, overflows=3), torch.tensor(float("nan")), torch.tensor(1.0)
+    for step, norm in enumerate([nan, nan, nan, good, nan, nan, nan, nan]):
+        check.follow(norm, step)
+    assert check.skipped == 0
+    check.follow(nan, 8)
+    assert check.skipped == 1
+    with pytest.raises(NonFiniteError, match=r"nan at step 9 \(5 in a row\)"):
+        check.settle()

@@ -433,6 +433,16 @@ def test_options_out_of_range_are_refused() -> None:
         build.build_network(small, 10, CPU)
 
 
+def test_a_mask_that_hides_nothing_is_refused() -> None:
+    method = Method(name="augsub", mask_square=16, drop_ratio=0.2)
+    data = Data(crop=32, val_crop=32, val_resize=32)
+    config = Config(method=method, data=data, model=Model(name="cifar_resnet20"))
+    with pytest.raises(
+        ConfigError, match=r"drop_ratio is 0\.2; allowed: 1/4 or more, since .* 4 squares of 16"
+    ):
+        build.build_network(config, 10, CPU)
+
+
 def test_label_smoothing_is_of_the_main_loss_alone() -> None:
     network = tiny_resnet(LAYERS).train()
     images, targets = tiny_images(4, 32), torch.arange(4)

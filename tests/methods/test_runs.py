@@ -1,12 +1,17 @@
-"""Whole runs of the baselines: they resume exactly, and what they leave holds the plain network alone."""
+"""Whole runs of methods and families: they resume exactly, and leave the plain network alone."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import timm
+import torch
 from safetensors import safe_open
 
+from fasttrain.export import export
+from fasttrain.flops import meta_network
 from fasttrain.launch.preflight import check_run
 from fasttrain.models import create_model
 from fasttrain.reevaluate import evaluate_checkpoint
@@ -39,3 +44,33 @@ def test_a_resumed_run_is_the_uninterrupted_one(images: Path, tmp_path: Path, na
     assert verdict.main == summary.main
     assert verdict.subnets[0].top1 == summary.subnets[0].top1
     assert any("finished" in line or "goes on" in line for line in check_run(whole))
+
+
+FAMILY_RUNS = {
+    "swin_tiny_patch4_window7_224": {"name": "augsub", "mask_square": 8, **PLAIN},
+    "densenetblur121d": {"name": "common", **PLAIN},
+    "test_vit": {"name": "augsub", "drop": "dropout", **PLAIN},
+}
+"""Swin learns a mask token; it and the blurred DenseNet have buffers that no state dict holds."""
+
+
+@pytest.mark.parametrize("model", FAMILY_RUNS)
+def test_a_family_s_run_resumes_is_evaluated_and_exported(images: Path, tmp_path: Path, model: str) -> None:
+    changes = {
+        "method": FAMILY_RUNS[model],
+        "model": {"name": model},
+        "evaluation": {"subnets": 2, "calibration_images": 16, "batch": 8, "every": 1},
+    }
+    config = configure(images, tmp_path, **changes, run={"max_steps": 1, "epochs": 1})
+    train(config)
+    folder = tmp_path / "run" / "checkpoints"
+    with safe_open(folder / "last.safetensors", framework="pt") as stored:
+        assert set(stored.keys()) == set(meta_network(model, 3).state_dict())
+    summary = train(replace(config, run=replace(config.run, max_steps=2)))
+    (newest,) = folder.glob("step-00000002.pt")
+    state = torch.load(newest, weights_only=True)
+    assert (state["auxiliary"] is not None) == model.startswith("swin")
+    verdict = evaluate_checkpoint(tmp_path / "run", which="last", subnets=2)
+    assert verdict.main == summary.main
+    export(tmp_path / "run", "timm", tmp_path / "weights.pth", which="last")
+    timm.create_model(model, num_classes=3).load_state_dict(torch.load(tmp_path / "weights.pth"))

@@ -582,7 +582,10 @@ def test_exported_images_fill_patches(tmp_path: Path) -> None:
 
 
 def test_one_pixel_is_enough_without_batch_norm() -> None:
-    """Where batch norm needs two values per channel, a network without it trains on one image."""
+    """Where batch norm needs two values per channel, a network without it trains on one image.
+
+    The classifiers of layer supervision have batch norm.
+    """
     config = Config(
         model=Model(name="test_convnext"),
         data=Data(crop=32, val_crop=32, val_resize=32),
@@ -590,6 +593,13 @@ def test_one_pixel_is_enough_without_batch_norm() -> None:
         run=Run(batch=1),
     )
     assert build.build_network(config, 3, torch.device("cpu")).depths == (1, 2, 4, 2)
+    with pytest.raises(ConfigError, match=r"run\.batch is 1; allowed: at least 2 images"):
+        build.build_network(replace(config, method=Method(name="layer_supervision")), 3, torch.device("cpu"))
+
+
+def test_deit3s_layer_scale_starts_as_in_its_paper() -> None:
+    for name, value in create_model("deit3_small_patch16_224", 3).named_parameters():
+        assert not name.endswith("gamma") or (value == 1e-4).all()
 
 
 @pytest.mark.parametrize(
