@@ -227,6 +227,11 @@ def test_a_comparison_goes_on_where_it_was(
             "(--run.batch VALUE sets it in all)",
         ),
         ("rn50-ct-200 rn50-st-200 --budget 1", "rn50-ct-200: data.val is empty"),
+        (
+            "demo-ct demo --budget 1 --run.epochs 3",
+            "--run.epochs is set by the comparison; allowed: --budget",
+        ),
+        ("demo-ct demo --budget 1 --run.seed=3", "--run.seed is set by the comparison; allowed: --seeds"),
         ("demo-ct demo", "--budget"),
     ],
 )

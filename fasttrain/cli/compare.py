@@ -29,6 +29,17 @@ class _Compare:
     """Holds the runs, comparison.json and comparison.csv."""
 
 
+OWN = {
+    "--run.epochs": "--budget",
+    "--run.seed": "--seeds",
+    "--run.name": "-o DIR",
+    "--run.folder": "-o DIR",
+    "--evaluation.subnets": "--subnets",
+    "--evaluation.every": "none, a run is evaluated at its end",
+}
+"""Fields that a comparison sets itself, and the option for it."""
+
+
 def compare(rest: list[str]) -> None:
     recipes = list(takewhile(lambda word: not word.startswith("-"), rest))
     options, overrides = tyro.cli(
@@ -42,6 +53,10 @@ def compare(rest: list[str]) -> None:
     for name, value, allowed in (("--seeds", options.seeds, 1), ("--subnets", options.subnets, -1)):
         if not allowed <= value <= 100_000 or value == 0:
             raise ConfigError(f"{name} is {value}; allowed: {allowed} or more, not 0")
+    for word in overrides:
+        field = word.partition("=")[0].replace("_", "-")
+        if field in OWN:
+            raise ConfigError(f"{field} is set by the comparison; allowed: {OWN[field]}")
     configs = {Path(name).stem: configure("compare", [name, *overrides]) for name in recipes}
     if len(configs) < len(recipes):
         raise ConfigError(f"compare {' '.join(recipes)}; allowed: recipes and files of different names")
