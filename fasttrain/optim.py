@@ -60,10 +60,20 @@ def build_optimizer(
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Take over another optimizer's state, but for its implementation: fused and foreach stay as they are."""
+    """Take over another optimizer's state, but for its implementation: fused and foreach stay as they are.
+
+    Raises:
+        ValueError: it is of parameters of other shapes.
+    """
     own = [{key: group[key] for key in IMPLEMENTATION & group.keys()} for group in optimizer.param_groups]
     groups = [{**saved, **options} for saved, options in zip(state["param_groups"], own, strict=True)]
     optimizer.load_state_dict({**state, "param_groups": groups})
+    for parameter, own_state in optimizer.state.items():
+        for name, value in own_state.items():
+            if isinstance(value, Tensor) and value.ndim and value.shape != parameter.shape:
+                raise ValueError(
+                    f"{name} has shape {tuple(value.shape)}, the parameter {tuple(parameter.shape)}"
+                )
 
 
 IMPLEMENTATION = {"fused", "foreach"}

@@ -356,3 +356,14 @@ def test_a_loaded_optimizer_keeps_its_implementation(name: Any, before: Any, aft
     step(old, optimizer)
     step(new, other)
     torch.testing.assert_close(new.weight, old.weight)
+
+
+def test_a_state_of_other_shapes_is_refused() -> None:
+    layer = nn.Linear(3, 2)
+    optimizer = build_optimizer(layer.parameters(), Optim(lr=0.1), CPU)
+    layer.weight.grad, layer.bias.grad = torch.ones(2, 3), torch.ones(2)
+    optimizer.step()
+    state = copy.deepcopy(optimizer.state_dict())
+    state["state"][0]["momentum_buffer"] = torch.zeros(1)
+    with pytest.raises(ValueError, match=r"momentum_buffer has shape \(1,\), the parameter \(2, 3\)"):
+        load_optimizer(optimizer, state)
