@@ -14,7 +14,7 @@ from .distributed import Process
 from .errors import ConfigError
 from .evaluation import NodeStatistics, estimate_statistics, evaluate
 from .hardware import Precision, choose_precision, configure_backends
-from .models import StagedNetwork
+from .models import StagedNetwork, batch_norms
 from .pipelines.folder import ImageFolder, thinned
 from .pipelines.loader import EvalLoader
 from .pipelines.manifest import check_presence, open_images
@@ -84,7 +84,8 @@ def opened(
 
     Args:
         trained: as `open_trained` gives it.
-        calibrates: whether batch-norm statistics are re-estimated, so that training images are needed.
+        calibrates: whether batch-norm statistics, where there are some, are re-estimated, so that training
+            images are needed.
         train: training images; empty: as in the run.
         val: validation images; empty: as in the run.
         batch: images per process and batch; 0: as in the run.
@@ -99,8 +100,9 @@ def opened(
     try:
         configure_backends(config.run, process.device)
         precision = choose_precision(config.run.precision, process.device)
-        train_images, val_images = _find_images(config, process, trained, calibrates)
         network = trained.build(config, process.device)
+        calibrates = calibrates and bool(batch_norms(network))
+        train_images, val_images = _find_images(config, process, trained, calibrates)
         chosen = thinned(val_images, images) if images else val_images
         loader = loading.build_eval_loader(config, chosen, process, precision.image_dtype)
         try:
@@ -117,6 +119,11 @@ def _find_images(
     """Training images, if statistics are re-estimated from them, and validation images, of its classes."""
     if not config.data.val:
         raise ConfigError("data.val is empty; allowed: a folder of validation images (--val DIR)")
+    if calibrates and not config.data.train:
+        raise ConfigError(
+            "data.train is empty; allowed: training images, from which batch-norm statistics are re-estimated "
+            "(--train DIR), or --statistics main"
+        )
     if calibrates or loading.digits_missing(config):
         folders = loading.find_images(config, process)
         trained.check_classes(folders.train)

@@ -211,9 +211,10 @@ def test_a_comparison_goes_on_where_it_was(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("--budget 1", "allowed: different recipes, before the options"),
-        ("demo-ct demo-ct --budget 1", "allowed: different recipes"),
+        ("--budget 1", "allowed: two or more different recipes, before the options"),
+        ("demo-ct demo-ct --budget 1", "allowed: two or more different recipes"),
         ("demo-ct nix --budget 1", "unknown recipe 'nix'"),
+        ("demo-ct --budget 1", "compare demo-ct; allowed: two or more different recipes"),
         ("demo-ct demo --budget 0", "--budget is '0'; allowed: epochs"),
         ("demo-ct demo --budget 1 --seeds 0", "--seeds is 0; allowed: 1 or more"),
         ("demo-ct demo --budget 1 --subnets 0", "--subnets is 0; allowed: -1 or more, not 0"),

@@ -48,8 +48,10 @@ def compare(rest: list[str]) -> None:
         args=rest[len(recipes) :],
         return_unknown_args=True,
     )
-    if not recipes or len(set(recipes)) < len(recipes):
-        raise ConfigError(f"compare {' '.join(recipes)}; allowed: different recipes, before the options")
+    if len(recipes) < 2 or len(set(recipes)) < len(recipes):
+        raise ConfigError(
+            f"compare {' '.join(recipes)}; allowed: two or more different recipes, before the options"
+        )
     for name, value, allowed in (("--seeds", options.seeds, 1), ("--subnets", options.subnets, -1)):
         if not allowed <= value <= 100_000 or value == 0:
             raise ConfigError(f"{name} is {value}; allowed: {allowed} or more, not 0")

@@ -10,6 +10,7 @@ import timm
 import torch
 from safetensors import safe_open
 
+from fasttrain.errors import ConfigError
 from fasttrain.export import export
 from fasttrain.flops import meta_network
 from fasttrain.launch.preflight import check_run
@@ -72,5 +73,13 @@ def test_a_family_s_run_resumes_is_evaluated_and_exported(images: Path, tmp_path
     assert (state["auxiliary"] is not None) == model.startswith("swin")
     verdict = evaluate_checkpoint(tmp_path / "run", which="last", subnets=2)
     assert verdict.main == summary.main
+    file = tmp_path / "bare.safetensors"
+    export(tmp_path / "run", "safetensors", file, which="last")
+    if model.startswith("densenet"):
+        with pytest.raises(ConfigError, match=r"data\.train is empty; .*--train DIR\), or --statistics main"):
+            evaluate_checkpoint(file, val=str(images / "val"), subnets=2)
+    else:  # no statistics to re-estimate
+        verdict = evaluate_checkpoint(file, val=str(images / "val"), subnets=2)
+        assert [report.statistics for report in verdict.subnets] == ["none"]
     export(tmp_path / "run", "timm", tmp_path / "weights.pth", which="last")
     timm.create_model(model, num_classes=3).load_state_dict(torch.load(tmp_path / "weights.pth"))
