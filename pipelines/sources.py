@@ -32,6 +32,10 @@ class Source(Protocol):
         """The encoded images, uint8 [bytes], from those rows."""
         ...
 
+    def close(self) -> None:
+        """End its threads and close its files; nobody reads from it any more."""
+        ...
+
 
 def source_of(folder: ImageFolder, threads: int) -> Source:
     """The source of a folder's images; `threads` read members of tars."""
@@ -59,6 +63,9 @@ class Files:
         """The files' contents; a name ends at its first NUL, if any."""
         return fn.io.file.read(where)
 
+    def close(self) -> None:
+        """Nothing is open between two reads."""
+
 
 class Tars:
     """Images in uncompressed tars, read at their offsets."""
@@ -77,6 +84,11 @@ class Tars:
     def read(self, where: Node) -> Node:
         """The members' bytes."""
         return fn.python_function(where, function=self._read, num_outputs=1, batch_processing=True)
+
+    def close(self) -> None:
+        """End the threads, close the tars."""
+        self._pool.shutdown()
+        self._tar.cache_clear()
 
     def _read(self, images: Sequence[NDArray[np.int64]]) -> list[NDArray[np.uint8]]:
         """Called by DALI's executor, so that the training thread waits for no disk."""

@@ -94,18 +94,17 @@ class Stream:
             prefetch: runs prepared ahead.
         """
         self._folder = folder
-        self._source = source_of(folder, threads)
         self._feed = feed
         self._graph = graph
         self._device = torch.device("cuda", device.index or 0) if device.type == "cuda" else device
-        self._options = {
+        self._options: dict[str, Any] = {
             "batch_size": batch,
             "num_threads": threads,
             "device_id": self._device.index if device.type == "cuda" else None,
             "prefetch_queue_depth": prefetch,
         }
         self._pipeline: Pipeline | None = None
-        self._calls = _Calls(self._source, feed, 0)
+        self._calls: _Calls | None = None
         self.next = 0
         """The run that is ready without building anew."""
 
@@ -121,21 +120,27 @@ class Stream:
         try:
             outputs = self._run(self._pipeline)
         except BaseException as error:
+            assert self._calls is not None
+            end = self._calls.end
             # Also after Ctrl-C: the pipeline may have moved on.
             self.close()
             if isinstance(error, RuntimeError):
-                self._blame(range(run, self._calls.end))
+                self._blame(range(run, end))
             raise
         self.next = run + 1
         return outputs
 
     def close(self) -> None:
-        """Frees the pipeline; tensors that were handed out stay valid."""
+        """Frees the pipeline and its threads; tensors that were handed out stay valid."""
         self._pipeline = None
+        if self._calls is not None:
+            self._calls.source.close()
+        self._calls = None
 
     def _build(self, first: int) -> None:
         self.close()
-        calls = self._calls = _Calls(self._source, self._feed, first)
+        source = source_of(self._folder, self._options["num_threads"])
+        calls = self._calls = _Calls(source, self._feed, first)
         sample, graph = self._feed(first), self._graph
 
         @pipeline_def(enable_conditionals=True, **self._options)
