@@ -1,4 +1,4 @@
-"""Compile every kernel for GPUs that are not there: `python -m tests.kernels.compile_kernels`.
+"""Compile every kernel for a GPU that is not there: `python -m tests.kernels.compile_kernels 90 bfloat16`.
 
 Runs each operation forward and backward on CPU tensors with its own launches, each of which is compiled as
 that launch would be on a GPU, but not executed. Prints one JSON object per binary. Needs a process without
@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -26,8 +27,6 @@ from triton.runtime.jit import JITFunction
 
 from fasttrain.kernels import runtime
 
-ARCHITECTURES = (80, 90)
-DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _BINARIES = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
 
@@ -142,8 +141,8 @@ def activations(channels: int, dtype: torch.dtype) -> Tensor:
 EXAMPLES = (normalized_loss, batchnorm_act, batchnorm_act_pool, batchnorm_act_conv1x1)
 
 
-def compile_all() -> Iterator[dict[str, Any]]:
-    """Each binary's operation, kernel, dtype, architecture, threads, registers and spilled bytes."""
+def compile_all(architecture: int, dtype: torch.dtype) -> Iterator[dict[str, Any]]:
+    """Each binary's operation, kernel, threads, registers and spilled bytes."""
     compiled: list[Any] = []
     run = JITFunction.run
 
@@ -153,22 +152,18 @@ def compile_all() -> Iterator[dict[str, Any]]:
 
     JITFunction.run = compile_only
     runtime.runs_triton = lambda device: True
-    for architecture in ARCHITECTURES:
-        driver.set_active(AbsentGPU(architecture))
-        for example in EXAMPLES:
-            for dtype in DTYPES:
-                compiled.clear()
-                example(dtype)
-                for binary in {each.hash: each for each in compiled}.values():
-                    yield {
-                        "operation": example.__name__,
-                        "kernel": binary.metadata.name,
-                        "dtype": str(dtype),
-                        "architecture": architecture,
-                        "threads": 32 * binary.metadata.num_warps,
-                        "shared": binary.metadata.shared,
-                        **resources(binary.asm["cubin"]),
-                    }
+    driver.set_active(AbsentGPU(architecture))
+    for example in EXAMPLES:
+        compiled.clear()
+        example(dtype)
+        for binary in {each.hash: each for each in compiled}.values():
+            yield {
+                "operation": example.__name__,
+                "kernel": binary.metadata.name,
+                "threads": 32 * binary.metadata.num_warps,
+                "shared": binary.metadata.shared,
+                **resources(binary.asm["cubin"]),
+            }
 
 
 def resources(cubin: bytes) -> dict[str, int]:
@@ -189,5 +184,5 @@ def resources(cubin: bytes) -> dict[str, int]:
 
 
 if __name__ == "__main__":
-    for binary in compile_all():
+    for binary in compile_all(int(sys.argv[1]), getattr(torch, sys.argv[2])):
         print(json.dumps(binary), flush=True)

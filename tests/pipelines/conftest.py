@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,13 @@ from fasttrain.pipelines.check import check, list_images
 from fasttrain.pipelines.folder import ImageFolder, scan
 from fasttrain.pipelines.manifest import open_images
 from fasttrain.pipelines.pack import pack
+from tests.pipelines.loaders import OPENED
+
+
+@pytest.fixture(autouse=True)
+def _loaders_are_closed() -> Iterator[None]:
+    yield
+    OPENED.close()
 
 
 def smooth_noise(rng: np.random.Generator, width: int, height: int) -> Image.Image:

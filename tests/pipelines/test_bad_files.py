@@ -13,7 +13,8 @@ from fasttrain.config import Data
 from fasttrain.errors import DataError
 from fasttrain.pipelines.decode_check import find_undecodable
 from fasttrain.pipelines.folder import ImageFolder
-from fasttrain.pipelines.loader import Batch, eval_loader, train_loader
+from fasttrain.pipelines.loader import Batch
+from tests.pipelines.loaders import eval_loader, train_loader
 
 pytestmark = pytest.mark.pipelines
 

@@ -21,8 +21,8 @@ from fasttrain.config import Data
 from fasttrain.errors import ConfigError, DataError
 from fasttrain.pipelines.check import check, list_images
 from fasttrain.pipelines.folder import ImageFolder, scan
-from fasttrain.pipelines.loader import train_loader
 from fasttrain.pipelines.workers import Workers
+from tests.pipelines.loaders import train_loader
 
 from .conftest import smooth_noise
 

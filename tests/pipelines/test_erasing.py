@@ -15,7 +15,8 @@ from fasttrain.config import Data
 from fasttrain.errors import ConfigError
 from fasttrain.pipelines import draws, erasing
 from fasttrain.pipelines.folder import ImageFolder
-from fasttrain.pipelines.loader import Batch, train_loader
+from fasttrain.pipelines.loader import Batch
+from tests.pipelines.loaders import train_loader
 
 pytestmark = pytest.mark.pipelines
 

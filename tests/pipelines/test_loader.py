@@ -15,15 +15,8 @@ import torch
 from fasttrain.config import Data
 from fasttrain.errors import CheckpointError, ConfigError
 from fasttrain.pipelines.folder import ImageFolder
-from fasttrain.pipelines.loader import (
-    Batch,
-    EvalLoader,
-    TrainLoader,
-    channels_first,
-    dali_threads,
-    eval_loader,
-    train_loader,
-)
+from fasttrain.pipelines.loader import Batch, EvalLoader, TrainLoader, channels_first, dali_threads
+from tests.pipelines.loaders import eval_loader, train_loader
 
 pytestmark = pytest.mark.pipelines
 

@@ -11,7 +11,7 @@ import torch
 
 from fasttrain.config import Data
 from fasttrain.pipelines.folder import ImageFolder
-from fasttrain.pipelines.loader import train_loader
+from tests.pipelines.loaders import train_loader
 
 pytestmark = pytest.mark.pipelines
 

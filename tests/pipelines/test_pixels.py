@@ -18,7 +18,8 @@ from fasttrain.config import Data
 from fasttrain.errors import ConfigError
 from fasttrain.pipelines import colour, draws, graphs, windows
 from fasttrain.pipelines.folder import ImageFolder
-from fasttrain.pipelines.loader import Batch, eval_loader, train_loader
+from fasttrain.pipelines.loader import Batch
+from tests.pipelines.loaders import eval_loader, train_loader
 
 pytestmark = pytest.mark.pipelines
 

@@ -19,9 +19,9 @@ from fasttrain.config import Data
 from fasttrain.errors import ConfigError
 from fasttrain.pipelines import draws, operations, policies
 from fasttrain.pipelines.folder import ImageFolder
-from fasttrain.pipelines.loader import train_loader
 from fasttrain.pipelines.policies import Choice, Operation
 from tests.pipelines.conftest import smooth_noise
+from tests.pipelines.loaders import train_loader
 
 pytestmark = pytest.mark.pipelines
 

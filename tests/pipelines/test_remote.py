@@ -19,8 +19,8 @@ from fasttrain.config import Data
 from fasttrain.errors import ConfigError, DataError
 from fasttrain.pipelines.check import list_images
 from fasttrain.pipelines.folder import ImageFolder
-from fasttrain.pipelines.loader import eval_loader
 from fasttrain.pipelines.manifest import check_presence, open_images
+from tests.pipelines.loaders import eval_loader
 
 from ..test_cli import run
 

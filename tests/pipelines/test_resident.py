@@ -29,11 +29,11 @@ def resident(folder: ImageFolder, data: Data = DATA, **options: object) -> Resid
 @pytest.mark.parametrize("antialias", [True, False])
 def test_batches_are_dalis(icons: ImageFolder, antialias: bool) -> None:
     """Full size to rounding; downscaled within the rounding to bytes: once by DALI, by torch twice."""
-    from fasttrain.pipelines.loader import train_loader
+    from tests.pipelines.loaders import train_loader
 
     data = dataclasses.replace(DATA, antialias=antialias, drop_last=False)
     options = {"batch": 8, "seed": 5, "sizes": (16, 24), "sizes_per_step": 2}
-    dali = train_loader(data, icons, device=torch.device("cpu"), dtype=torch.float32, **options)  # type: ignore[arg-type]
+    dali = train_loader(data, icons, device=torch.device("cpu"), dtype=torch.float32, **options)
     ours = resident(icons, data, **options)
     assert ours.steps_per_epoch == dali.steps_per_epoch == 3
     for epoch in (0, 1):

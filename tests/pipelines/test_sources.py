@@ -15,9 +15,10 @@ from fasttrain.evaluation import evaluate
 from fasttrain.hardware import Precision
 from fasttrain.pipelines import sources
 from fasttrain.pipelines.folder import ImageFolder
-from fasttrain.pipelines.loader import Batch, TrainLoader, eval_loader, train_loader
+from fasttrain.pipelines.loader import Batch, TrainLoader
 from fasttrain.pipelines.manifest import check_presence, open_images
 from tests.networks import tiny_resnet
+from tests.pipelines.loaders import eval_loader, train_loader
 
 pytestmark = pytest.mark.pipelines
 
