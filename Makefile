@@ -11,7 +11,7 @@ demo: $(VENV)/.demo
 	$(BIN)/fasttrain demo
 
 test: $(VENV)/.dev lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --max-worker-restart=0 --durations=15
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

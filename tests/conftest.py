@@ -2,18 +2,44 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
+import tempfile
 from collections.abc import Iterator
 
 import pytest
 import torch
+
+from tests.leaks import beyond_bounds, held
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before any kernel is defined: the interpreter runs them on a CPU
 for number in (signal.SIGINT, signal.SIGHUP):  # ignored below `nohup` and a script's `&`
     if signal.getsignal(number) is signal.SIG_IGN:
         signal.signal(number, signal.default_int_handler)
+
+
+@pytest.fixture(scope="session")
+def _own_temporary_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """`tempfile` has a folder of this process alone, also in processes that are started from here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TMPDIR", str(tmp_path_factory.mktemp("temporary")))
+        patch.setattr(tempfile, "tempdir", None)
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_left(request: pytest.FixtureRequest, _own_temporary_folder: None) -> Iterator[None]:
+    """A test that leaves something behind fails, and ends the run: later tests would pay for it."""
+    before = held()
+    yield
+    left = held().since(before) + beyond_bounds()
+    if not left:
+        return
+    gc.collect()  # closes a loader that nobody holds any more
+    request.session.shouldfail = f"{request.node.nodeid} leaves behind: {left}"
+    pytest.fail(request.session.shouldfail, pytrace=False)
 
 
 @pytest.fixture(autouse=True)

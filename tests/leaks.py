@@ -1,17 +1,32 @@
-"""What a test leaves behind in its process: threads, child processes, open files, temporary files."""
+"""What a test leaves behind in its process: threads, child processes, open files, temporary files, memory."""
 
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 import threading
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, fields
 from pathlib import Path
+
+OURS = Path("/proc/self")
+MOST_MEMORY = 3 << 30
+"""Bytes that a test process may hold after any test; two such processes fit beside each other in 8 GiB."""
+MOST_THREADS = 64
+"""Of any kind; libraries start some that stay (torch, OpenMP, tqdm), but not with every test."""
+STAYS = re.compile(
+    r"tqdm_monitor|pt_\w+"  # threads of tqdm and of torch's autograd
+    r"|multiprocessing\.(forkserver|resource_tracker)|pymp-\w+"  # serve all pools that a process opens
+    r"|pipe:|anon_inode:"  # the forkserver's; Python itself warns of a subprocess's, and warnings are errors
+    r"|/site-packages/|__autograph_generated_file"  # a font of matplotlib's; a function of DALI's
+)
+"""What libraries keep for as long as the process lives."""
 
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """What a process holds, each described in words; a set's difference to an earlier one is a leak."""
+    """What a process holds, each in words."""
 
     threads: frozenset[str]
     processes: frozenset[str]
@@ -21,9 +36,10 @@ class Held:
     def since(self, before: Held) -> list[str]:
         """What was not held before."""
         return [
-            f"{kind.removesuffix('s')} {each}"
-            for kind in ("threads", "processes", "files", "temporary")
-            for each in sorted(getattr(self, kind) - getattr(before, kind))
+            f"{kind.name}: {each}"
+            for kind in fields(self)
+            for each in sorted(getattr(self, kind.name) - getattr(before, kind.name))
+            if not STAYS.search(each)
         ]
 
 
@@ -32,28 +48,42 @@ def held() -> Held:
     return Held(_threads(), _children(), _files(), frozenset(os.listdir(tempfile.gettempdir())))
 
 
+def beyond_bounds() -> list[str]:
+    """What of this process has grown too far."""
+    pages = int((OURS / "statm").read_text().split()[1])
+    memory = pages * os.sysconf("SC_PAGE_SIZE")
+    threads = len(os.listdir(OURS / "task"))
+    return [
+        f"{what}: {number}, allowed: {most}"
+        for what, number, most in (("bytes", memory, MOST_MEMORY), ("threads", threads, MOST_THREADS))
+        if number > most
+    ]
+
+
 def _threads() -> frozenset[str]:
-    names = {str(each.native_id): each.name for each in threading.enumerate()}
-    found = set()
-    for task in os.listdir("/proc/self/task"):
-        try: found.add(f"{names.get(task) or Path(f'/proc/self/task/{task}/comm').read_text().strip()} {task}")
-        except OSError: pass
-    return frozenset(found)
+    """Python's threads and DALI's; others have no name that tells whose they are."""
+    named = {f"{each.name} ({each.native_id})" for each in threading.enumerate() if each.is_alive()}
+    for task in (OURS / "task").iterdir():
+        with suppress(OSError):  # it has ended meanwhile
+            name = (task / "comm").read_text().strip()
+            if name.startswith("[DALI]"):
+                named.add(f"{name} ({task.name})")
+    return frozenset(name for name in named if not name.startswith("Dummy-"))
 
 
 def _children() -> frozenset[str]:
     found = set()
-    for task in os.listdir("/proc/self/task"):
-        try:
-            for child in Path(f"/proc/self/task/{task}/children").read_text().split():
-                found.add(f"{child} " + Path(f"/proc/{child}/cmdline").read_text().replace("\0", " ")[:100])
-        except OSError: pass
+    for task in (OURS / "task").iterdir():
+        with suppress(OSError):
+            for child in (task / "children").read_text().split():
+                command = Path(f"/proc/{child}/cmdline").read_text().replace("\0", " ")
+                found.add(f"{child} {command[:200] or 'that has ended and was not waited for'}")
     return frozenset(found)
 
 
 def _files() -> frozenset[str]:
     found = set()
-    for number in os.listdir("/proc/self/fd"):
-        try: found.add(f"{number} {os.readlink(f'/proc/self/fd/{number}')}")
-        except OSError: pass
+    for number in (OURS / "fd").iterdir():
+        with suppress(OSError):
+            found.add(f"{number.name} {os.readlink(number)}")
     return frozenset(found)

@@ -1,0 +1,138 @@
+"""What a test leaves behind is found and named, and neither a crash nor a hang keeps the run from its end."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+from nvidia.dali import Pipeline, fn
+
+from tests.leaks import beyond_bounds, held
+
+ROOT = Path(__file__).parents[1]
+
+
+@contextmanager
+def a_thread() -> Iterator[None]:
+    end = threading.Event()
+    thread = threading.Thread(target=end.wait, name="planted")
+    thread.start()
+    yield
+    end.set()
+    thread.join()
+
+
+@contextmanager
+def a_pipeline() -> Iterator[None]:
+    pipeline = Pipeline(batch_size=1, num_threads=1, device_id=None)
+    with pipeline:
+        pipeline.set_outputs(fn.external_source(lambda: [np.zeros(1, np.uint8)]))
+    pipeline.run()
+    yield
+
+
+@contextmanager
+def a_process() -> Iterator[None]:
+    with subprocess.Popen(["sleep", "60"]) as process:
+        yield
+        process.kill()
+
+
+@contextmanager
+def a_zombie() -> Iterator[None]:
+    with subprocess.Popen(["sleep", "60"]) as process:
+        process.kill()
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        yield
+
+
+@contextmanager
+def a_file() -> Iterator[None]:
+    with open(__file__):
+        yield
+
+
+@contextmanager
+def a_temporary_folder() -> Iterator[None]:
+    with tempfile.TemporaryDirectory(prefix="planted"):
+        yield
+
+
+@pytest.mark.parametrize(
+    ("leak", "words"),
+    [
+        (a_thread, r"threads: planted \(\d+\)"),
+        (a_pipeline, r"threads: \[DALI\].*"),
+        (a_process, r"processes: \d+ sleep 60 "),
+        (a_zombie, r"processes: \d+ that has ended and was not waited for"),
+        (a_file, rf"files: \d+ {re.escape(__file__)}"),
+        (a_temporary_folder, r"temporary: planted\w+"),
+    ],
+)
+def test_what_is_left_is_named(leak: object, words: str) -> None:
+    before = held()
+    with leak():  # type: ignore[operator]
+        left = held().since(before)
+    assert left
+    assert all(re.fullmatch(words, each) for each in left)
+    assert held().since(before) == []
+
+
+def test_growth_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert beyond_bounds() == []
+    monkeypatch.setattr("tests.leaks.MOST_MEMORY", 1000)
+    monkeypatch.setattr("tests.leaks.MOST_THREADS", 0)
+    memory, threads = beyond_bounds()
+    assert re.fullmatch(r"bytes: \d{8,}, allowed: 1000", memory)
+    assert re.fullmatch(r"threads: \d+, allowed: 0", threads)
+
+
+PLANTED = """
+import os, time
+from threading import Thread
+import pytest
+
+def test_before(): pass
+
+def test_planted(): {planted}
+
+def test_after(): pass
+"""
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize(
+    ("planted", "words"),
+    [
+        ("os.abort()", "worker 'gw.' crashed while running '.*::test_planted'"),
+        ("exec('while True: pass')", "worker 'gw.' crashed while running '.*::test_planted'"),
+        (
+            "Thread(target=threading.Event().wait, daemon=True, name='left').start()",
+            r"left \(\d+\)",
+        ),
+    ],
+    ids=["abort", "loop", "leak"],
+)
+def test_a_fault_ends_the_run_and_is_named(planted: str, words: str, tmp_path: Path) -> None:
+    """By the options of `make test`, but for a shorter limit of time."""
+    (tmp_path / "test_planted.py").write_text(PLANTED.format(planted=planted))
+    fixtures = "_nothing_is_left, _own_temporary_folder"
+    (tmp_path / "conftest.py").write_text(f"from tests.conftest import {fixtures}\n")
+    options = re.search(r"-m pytest (.*)", (ROOT / "Makefile").read_text())
+    assert options
+    words_of = options[1].replace("$(JOBS)", "2").split()
+    limit = ("-c", str(ROOT / "pyproject.toml"), "-o", "faulthandler_timeout=20")
+    command = [sys.executable, "-m", "pytest", *words_of, *limit, "--rootdir", str(tmp_path), str(tmp_path)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path)}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert result.returncode != 0
+    assert re.search(words, result.stdout)
