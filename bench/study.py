@@ -206,8 +206,9 @@ def _run(
             raise RunError(
                 "a process of the study died; the same command goes on from its last epoch"
             ) from None
-        finally:
+        except BaseException:  # Ctrl-C: nothing more is begun, and nobody waits
             pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 _IMAGES: dict[str, ResidentImages] = {}

@@ -121,8 +121,8 @@ def _find_images(
         raise ConfigError("data.val is empty; allowed: a folder of validation images (--val DIR)")
     if calibrates and not config.data.train:
         raise ConfigError(
-            "data.train is empty; allowed: training images, from which batch-norm statistics are re-estimated "
-            "(--train DIR), or --statistics main"
+            "data.train is empty; allowed: training images, from which batch-norm statistics are "
+            "re-estimated (--train DIR), or --statistics main"
         )
     if calibrates or loading.digits_missing(config):
         folders = loading.find_images(config, process)

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -23,13 +24,15 @@ WORKER = ROOT / "tests" / "distributed_worker.py"
 def torchrun(processes: int, *arguments: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
     """Run the worker under torchrun, or alone."""
     command = [sys.executable, str(WORKER), *arguments]
-    if processes > 1:
-        launcher = ["torch.distributed.run", "--standalone", "--local-addr=127.0.0.1"]
-        command = [sys.executable, "-m", *launcher, f"--nproc-per-node={processes}", "--", *command[1:]]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": str(ROOT)}
-    return subprocess.run(
-        command, capture_output=True, text=True, timeout=timeout, env=environment, check=False
-    )
+    with tempfile.TemporaryDirectory() as logs:
+        if processes > 1:
+            launcher = ["-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1"]
+            options = [f"--log-dir={logs}", f"--nproc-per-node={processes}", "--"]
+            command = [sys.executable, *launcher, *options, *command[1:]]
+        return subprocess.run(
+            command, capture_output=True, text=True, timeout=timeout, env=environment, check=False
+        )
 
 
 HEAVY = pytest.mark.heavy

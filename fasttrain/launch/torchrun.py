@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -47,7 +48,8 @@ def main(arguments: Sequence[str]) -> None:
     """Run the workers; the exit status is 0 or 1, and the workers themselves tell why they failed."""
     end_with_launcher()
     try:
-        run.main(list(arguments))
+        with tempfile.TemporaryDirectory(prefix="torchrun-") as logs:  # its own would stay for ever
+            run.main([f"--log-dir={logs}", *arguments])
     except SignalException:  # they were told, and have ended
         sys.exit(1)
     except ChildFailedError as error:

@@ -138,6 +138,7 @@ def test_a_hung_rank_ends_the_run(arena: Arena, arguments: list[str], tmp_path: 
         "torch.distributed.run",
         "--nproc-per-node=2",
         "--master-addr=127.0.0.1",
+        f"--log-dir={tmp_path}",
     ]
     command = [*launcher, f"--master-port={free_port()}", "--module", "--", "fasttrain", "train", *arguments]
     begin = time.monotonic()
