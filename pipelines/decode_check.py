@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import closing
 
 import numpy as np
 from nvidia.dali import Pipeline, fn
@@ -26,13 +27,13 @@ def find_undecodable(folder: ImageFolder, indices: Sequence[int], threads: int =
     why = "cannot be decoded: it is damaged or no image"
     if is_remote(folder.root):
         why = "cannot be read or decoded (the store is named and unlocked by the AWS_* variables)"
-    source = source_of(folder, threads)
-    for start in range(0, len(indices), _CHUNK):
-        chunk = indices[start : start + _CHUNK]
-        if not _decodes(source, chunk, threads):
-            for index in chunk:
-                if not _decodes(source, [index], 1):
-                    return folder.path(index), why
+    with closing(source_of(folder, threads)) as source:
+        for start in range(0, len(indices), _CHUNK):
+            chunk = indices[start : start + _CHUNK]
+            if not _decodes(source, chunk, threads):
+                for index in chunk:
+                    if not _decodes(source, [index], 1):
+                        return folder.path(index), why
     return None
 
 

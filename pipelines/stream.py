@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from traceback import clear_frames
 from typing import Any
 
 import numpy as np
@@ -122,7 +123,8 @@ class Stream:
         except BaseException as error:
             assert self._calls is not None
             end = self._calls.end
-            # Also after Ctrl-C: the pipeline may have moved on.
+            # Also after Ctrl-C: the pipeline may have moved on. The error's frames would keep it alive.
+            clear_frames(error.__traceback__)
             self.close()
             if isinstance(error, RuntimeError):
                 self._blame(range(run, end))

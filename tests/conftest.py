@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from tests.leaks import beyond_bounds, held
+from tests.leaks import held, left_since
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before any kernel is defined: the interpreter runs them on a CPU
@@ -34,7 +34,8 @@ def _nothing_is_left(request: pytest.FixtureRequest, _own_temporary_folder: None
     """A test that leaves something behind fails, and ends the run: later tests would pay for it."""
     before = held()
     yield
-    left = held().since(before) + beyond_bounds()
+    known = [mark.args[0] for mark in request.node.iter_markers("leaves")]
+    left = left_since(before, known)
     if not left:
         return
     gc.collect()  # closes a loader that nobody holds any more

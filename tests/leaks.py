@@ -6,6 +6,8 @@ import os
 import re
 import tempfile
 import threading
+import time
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -15,7 +17,7 @@ MOST_MEMORY = 3 << 30
 """Bytes that a test process may hold after any test; two such processes fit beside each other in 8 GiB."""
 MOST_THREADS = 64
 """Of any kind; libraries start some that stay (torch, OpenMP, tqdm), but not with every test."""
-STAYS = re.compile(
+STAYS = (
     r"tqdm_monitor|pt_\w+"  # threads of tqdm and of torch's autograd
     r"|multiprocessing\.(forkserver|resource_tracker)|pymp-\w+"  # serve all pools that a process opens
     r"|pipe:|anon_inode:"  # the forkserver's; Python itself warns of a subprocess's, and warnings are errors
@@ -33,19 +35,36 @@ class Held:
     files: frozenset[str]
     temporary: frozenset[str]
 
-    def since(self, before: Held) -> list[str]:
-        """What was not held before."""
+    def since(self, before: Held, known: Sequence[str] = ()) -> list[str]:
+        """What was not held before, but for what matches a `known` pattern, and what libraries keep."""
+        expected = re.compile("|".join([STAYS, *known]))
         return [
             f"{kind.name}: {each}"
             for kind in fields(self)
             for each in sorted(getattr(self, kind.name) - getattr(before, kind.name))
-            if not STAYS.search(each)
+            if not expected.search(each)
         ]
 
 
 def held() -> Held:
     """What this process holds now."""
     return Held(_threads(), _children(), _files(), frozenset(os.listdir(tempfile.gettempdir())))
+
+
+def left_since(before: Held, known: Sequence[str] = (), patience: float = 5) -> list[str]:
+    """What is left, and what has grown too far.
+
+    Args:
+        before: what was held before.
+        known: patterns of what may be left.
+        patience: seconds; the kernel lists a thread for a moment after it was waited for.
+    """
+    end = time.monotonic() + patience
+    while left := held().since(before, known) + beyond_bounds():
+        if time.monotonic() > end:
+            break
+        time.sleep(0.01)
+    return left
 
 
 def beyond_bounds() -> list[str]:

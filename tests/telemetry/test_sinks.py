@@ -117,7 +117,7 @@ def test_tensorboard_itself_shows_each_step_once(tmp_path: Path) -> None:
         sink = TensorBoard(tmp_path, begin)
         for step in range(begin + 1, begin + 5 - begin // 2):
             sink.write({"train/loss": value}, step)
-        sink.writer.flush()
+        sink.writer.close()
     events = EventAccumulator(str(tmp_path))
     events.Reload()
     wanted = [(1, 1.0), (2, 1.0), (3, 2.0), (4, 2.0), (5, 2.0)]
