@@ -435,8 +435,9 @@ def test_kernels_train_as_plain_pytorch_does(
                 "precision": "fp32",
             },
             "model": {"batch_norm": batch_norm},
+            "method": {"sizes": (8, 16)},
             "evaluation": {"subnets": 0},
-            "data": {"val": ""},
+            "data": {"val": "", "crop": 16},
         }
         train(configure(images, tmp_path, **sections))
         lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
