@@ -5,13 +5,19 @@ BIN := $(VENV)/bin
 # Processes that share the tests, each a file at a time.
 JOBS ?= 2
 
-.PHONY: demo test lint clean
+# A crash ends the run; so does a test that leaves something behind, or takes longer than pyproject.toml says.
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --max-worker-restart=0
+
+.PHONY: demo test heavy lint clean
 
 demo: $(VENV)/.demo
 	$(BIN)/fasttrain demo
 
 test: $(VENV)/.dev lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --max-worker-restart=0 --durations=15
+	$(PYTEST) --durations=15
+
+heavy: $(VENV)/.dev
+	$(PYTEST) -m heavy -o faulthandler_timeout=1800
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -127,11 +127,11 @@ def test_a_fault_ends_the_run_and_is_named(planted: str, words: str, tmp_path: P
     (tmp_path / "test_planted.py").write_text(PLANTED.format(planted=planted))
     fixtures = "_nothing_is_left, _own_temporary_folder"
     (tmp_path / "conftest.py").write_text(f"from tests.conftest import {fixtures}\n")
-    options = re.search(r"-m pytest (.*)", (ROOT / "Makefile").read_text())
+    made = subprocess.run(["make", "-n", "test"], cwd=ROOT, capture_output=True, text=True, check=True)
+    options = re.search(r"-m pytest (.*)", made.stdout)
     assert options
-    words_of = options[1].replace("$(JOBS)", "2").split()
     limit = ("-c", str(ROOT / "pyproject.toml"), "-o", "faulthandler_timeout=20")
-    command = [sys.executable, "-m", "pytest", *words_of, *limit, "--rootdir", str(tmp_path), str(tmp_path)]
+    command = [sys.executable, "-m", "pytest", *options[1].split(), *limit, "--rootdir", str(tmp_path), str(tmp_path)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path)}
     result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     assert result.returncode != 0
