@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from .errors import ConfigError
@@ -40,11 +41,15 @@ def _check(ok: bool, name: str, value: Any, allowed: str) -> None:
 def _check_types(section: Any) -> None:
     """Each field's value against its annotation: JSON files and callers are not type-checked."""
     prefix = type(section).__name__.lower()
-    for name, hint in get_type_hints(type(section)).items():
+    for name, hint in _hints(type(section)).items():
         value = getattr(section, name)
         allowed = _allowed(hint, value)
         if allowed:
             raise ConfigError(f"{prefix}.{name} is {value!r}; allowed: {allowed}")
+
+
+_hints = cache(get_type_hints)
+"""Of a section's fields; to evaluate them takes most of a recipe's time."""
 
 
 def _allowed(hint: Any, value: Any) -> str:
