@@ -48,8 +48,10 @@ def _check_types(section: Any) -> None:
             raise ConfigError(f"{prefix}.{name} is {value!r}; allowed: {allowed}")
 
 
-_hints = cache(get_type_hints)
-"""Of a section's fields; to evaluate them takes most of a recipe's time."""
+@cache
+def _hints(section: type) -> dict[str, Any]:
+    """The types of its fields; to evaluate them takes most of a recipe's time."""
+    return get_type_hints(section)
 
 
 def _allowed(hint: Any, value: Any) -> str:
