@@ -49,7 +49,7 @@ def _check_types(section: Any) -> None:
 
 
 @cache
-def _hints(section: type) -> dict[str, Any]:
+def _hints(section: Any) -> dict[str, Any]:
     """The types of its fields; to evaluate them takes most of a recipe's time."""
     return get_type_hints(section)
 
