@@ -16,6 +16,8 @@ def leave(error: RunError, who: str = "") -> NoReturn:
         error: its message and exit status.
         who: what the message begins with.
     """
-    tell_exit(error.exit_status, str(error))
-    os.write(2, f"fasttrain: {who}{error}\n".encode(errors="backslashreplace"))
-    os._exit(error.exit_status)
+    try:
+        tell_exit(error.exit_status, str(error))
+        os.write(2, f"fasttrain: {who}{error}\n".encode(errors="backslashreplace"))
+    finally:  # whatever became of the words
+        os._exit(error.exit_status)

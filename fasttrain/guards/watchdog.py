@@ -22,7 +22,7 @@ PATIENCE = 10
 """Times the step timeout that saving and one batch of an evaluation may take, and times its longest step
 that a step of a process alone may take."""
 KNOWN = 3
-"""Steps after which a process alone knows how long its steps are; the first one, with the start, not counted."""
+"""Steps, without the first, after which a process alone knows how long its steps are."""
 
 
 class Watchdog:

@@ -155,7 +155,7 @@ def visit(own: Node, master: str, port: int, timeout: float) -> tuple[Decision, 
     try:
         address = resolved(master, waiting.left)
     except socket.gaierror as error:
-        reason = error.strerror
+        reason = str(error.strerror)
     while address and waiting:
         try:
             with socket.create_connection((address, port), timeout=min(5.0, timeout)) as connection:
@@ -168,8 +168,8 @@ def visit(own: Node, master: str, port: int, timeout: float) -> tuple[Decision, 
     if not own.again:
         return Decision(own.status, own.node), ""
     raise DistributedError(
-        f"node {own.node}: no answer from node 0 at {master}:{port} within {waiting.passed:.2g} s ({reason}); "
-        "allowed: MASTER_ADDR and MASTER_PORT of node 0, reachable from here"
+        f"node {own.node}: no answer from node 0 at {master}:{port} within {waiting.passed:.2g} s "
+        f"({reason}); allowed: MASTER_ADDR and MASTER_PORT of node 0, reachable from here"
     )
 
 

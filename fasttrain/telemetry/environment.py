@@ -68,7 +68,7 @@ def _version(distribution: str) -> str:
 
 
 def commit() -> str:
-    """The checked-out commit of this source tree; empty outside of one, without git, or if git does not answer."""
+    """The checked-out commit of this source tree; empty outside of one, and where git is not or hangs."""
     source = Path(__file__).resolve().parent
     try:
         result = subprocess.run(
