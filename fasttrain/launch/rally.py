@@ -160,7 +160,7 @@ def visit(own: Node, master: str, port: int, timeout: float) -> tuple[Decision, 
         try:
             with socket.create_connection((address, port), timeout=min(5.0, timeout)) as connection:
                 connection.sendall(_message(asdict(own)))
-                answer = _receive(connection, waiting.left)
+                answer = _receive(connection, waiting.left + PATIENCE)  # node 0 decides when its time is over
                 return Decision(**answer), connection.getsockname()[0]
         except (OSError, TypeError, ValueError) as error:  # not there yet, or the last start's store
             reason = str(error)
