@@ -35,17 +35,17 @@ def report() -> Iterator[tuple[str, str]]:
     """Pairs of a subject and what was found."""
     yield "Python", platform.python_version()
     yield "torch", torch.__version__
-    yield from answers("CUDA", _cuda)
+    yield from answers("CUDA", _cuda, SECONDS)
     for subject, names in (("DALI", _DALI), ("triton", ("triton",)), ("timm", ("timm",))):
         yield subject, _version(*names)
-    yield from answers("NVML", lambda: [("NVML", nvml.describe())])
+    yield from answers("NVML", lambda: [("NVML", nvml.describe())], SECONDS)
     yield "apex", nvidia_apex.found()
     yield from answers("kernels", _kernels, COMPILING)
     yield from answers("chosen here", _choices, COMPILING)
     yield "environment", " ".join(f"{name}={value}" for name, value in variables().items()) or "plain"
 
 
-def answers(subject: str, probe: Callable[[], Findings], seconds: float = SECONDS) -> Findings:
+def answers(subject: str, probe: Callable[[], Findings], seconds: float) -> Findings:
     """What a probe finds; if it takes too long it is left behind, and this is told of its subject.
 
     Raises:
