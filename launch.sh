@@ -129,6 +129,7 @@ find_nodes() {
         whole NODE_RANK "$node" 0 $((nodes - 1))
         ((nodes == 1)) || [[ ${NODE_RANK:-} && $master ]] ||
             fail 2 "NNODES is $nodes; allowed: with NODE_RANK and MASTER_ADDR, node 0's address"
+        [[ $master != *:* ]] || fail 2 "MASTER_ADDR is '$master'; allowed: a host name or an IPv4 address, without a port"
     fi
     whole MASTER_PORT "$port" 1 65535
 }
@@ -149,6 +150,7 @@ find_processes() {
 status=0     # exit status of the last start
 again=yes    # whether this node would start (again)
 met=''       # whether the nodes have met
+leaving=60   # seconds at most that a node waits for the others to tell them of its end
 restarts=0   # in a row
 last_step='' # where the last start began
 resume=()    # what a later start adds to the command line
@@ -168,19 +170,26 @@ meet() { # TRAINER'S ARGUMENTS ...: whether to start; sets where, or status
     if [[ $again && $stopped ]]; then
         again='' status=$(meaning 1)
     fi
-    if ((nodes == 1)) || [[ $stopped && ! $met ]]; then
+    if ((nodes == 1)); then
         [[ $again ]]
         return
     fi
     [[ $again ]] || missed='' # this node ends anyhow
+    [[ ! $stopped || $met ]] || leaving=10 # nobody has anything to save
     local command=("$python" -m fasttrain.launch.rally --nodes "$nodes" --node "$node" --master "$master" --port "$port"
-        --timeout "$join_timeout" --status "$status" ${again:+--again} -- "$processes" "$@")
+        --timeout "$join_timeout" --status "$status" ${again:+--again} --leaving "$leaving" -- "$processes" "$@")
     local words=(start RENDEZVOUS ADDRESS PORT INTERFACE) ended=0
     if [[ $dry ]]; then
         show "${command[@]}"
     else
         run "${command[@]}" > "$scratch/decision" || ended=$?
-        read -ra words < "$scratch/decision" || words=(end "$(meaning "$ended")" "$node")
+        if ! read -ra words < "$scratch/decision"; then
+            if [[ $again && $stopped ]]; then # a signal ended the wait: the others are to know
+                meet "$@"
+                return
+            fi
+            words=(end "$(meaning "$ended")" "$node")
+        fi
     fi
     if [[ ${words[0]} == end ]]; then
         status=${words[1]}
@@ -206,6 +215,7 @@ start() { # TRAINER'S ARGUMENTS ...: train until it ends; sets status
         show "${command[@]}"
         exit
     fi
+    missed=${missed:-$stopped} # a signal that came when the nodes had met
     rm -rf "$scratch/status"
     mkdir "$scratch/status"
     run "${command[@]}" || ended=$?
@@ -286,6 +296,9 @@ on_all_nodes() { # TRAINER'S ARGUMENTS ...: this script as one task on each node
 
 # Start
 
+trap 'pass_on TERM' TERM HUP
+trap 'pass_on INT' INT
+trap 'pass_on USR1' USR1
 dry=''
 case "${1:-}" in
     -h | --help)
@@ -323,9 +336,6 @@ done
 scratch=$(mktemp -d 2> /dev/null) ||
     fail 2 "TMPDIR is '${TMPDIR:-/tmp}'; allowed: a folder that can be written to and has room"
 trap '[[ $BASHPID != "$$" ]] || rm -rf "$scratch"' EXIT # not in a child that a signal ends before its command
-trap 'pass_on TERM' TERM HUP
-trap 'pass_on INT' INT
-trap 'pass_on USR1' USR1
 if in_slurm && ! in_step; then
     on_all_nodes "$@"
 fi

@@ -1,6 +1,28 @@
-"""`python -m fasttrain`, as torchrun starts it."""
+"""The command `fasttrain`, and `python -m fasttrain`, as torchrun starts it."""
 
-from .cli import main
+from __future__ import annotations
+
+import sys
+from contextlib import nullcontext
+
+from .errors import INTERRUPTED
+from .guards import signals
+
+
+def main() -> None:
+    """Run one command. Training answers signals before anything is imported that takes time; any other
+    command ends by them, as programs do.
+    """
+    training = sys.argv[1:2] in (["train"], ["nips22"])
+    try:
+        with signals.caught() if training else nullcontext():
+            from .cli import main as run
+
+            run()
+    except KeyboardInterrupt:  # in an import: the command itself answers the others
+        print("fasttrain: interrupted", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+
 
 if __name__ == "__main__":
     main()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import socket
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -22,6 +23,7 @@ from .config import Run
 from .errors import ConfigError, DistributedError, Interrupted, Preempted, RunError, error_of
 from .guards.watchdog import PATIENCE
 from .hardware import choose_device
+from .launch.address import resolved
 from .models import Auxiliary, StagedNetwork, TreeForward, batch_norms
 
 
@@ -61,6 +63,7 @@ def start(run: Run) -> Process:
     rank, world, local_rank = _place()
     device = choose_device(run.device, local_rank)
     if world > 1 and not dist.is_initialized():
+        _check_master()
         # The watchdog, which prints where a process hangs, is to be first.
         timeout = timedelta(seconds=30 + max(run.start_timeout, PATIENCE * run.step_timeout))
         store, rank, world = next(
@@ -94,6 +97,20 @@ def _place() -> tuple[int, int, int]:
     if needed:
         _variable("MASTER_PORT", 0, 1, 65535)
     return place
+
+
+def _check_master() -> None:
+    """Torch would try a name that stands for nothing until the time to start is over.
+
+    Raises:
+        DistributedError: MASTER_ADDR does not resolve.
+    """
+    try:
+        resolved(os.environ["MASTER_ADDR"], family=socket.AF_UNSPEC)
+    except socket.gaierror as error:
+        raise DistributedError(
+            f"{error.strerror}; allowed: MASTER_ADDR, the name or address of rank 0"
+        ) from None
 
 
 def _variable(name: str, default: int, low: int, high: int) -> int:

@@ -100,9 +100,12 @@ def train(config: Config, caught: Signals | None = None) -> Summary:
             return train(config, caught)
     watchdog = Watchdog(config.run.start_timeout, config.run.step_timeout)
     folder = RunFolder(config)
+    watchdog.start()
     try:
         with explained(config.run):
             process = distributed.start(config.run)
+            if process.world == 1:
+                watchdog.alone(process.device.type)
             summary = Trainer(config, process, folder, caught, watchdog).fit()
             distributed.stop()
             return summary

@@ -7,6 +7,7 @@ import os
 import signal
 import tempfile
 from collections.abc import Iterator
+from typing import NoReturn
 
 import pytest
 import torch
@@ -46,6 +47,22 @@ def _nothing_is_left(request: pytest.FixtureRequest, _own_temporary_folder: None
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _ends_no_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What would end the test's process at once (a watchdog, a second signal) fails the test instead."""
+    own, end, statuses = os.getpid(), os._exit, []
+
+    def told(status: int) -> NoReturn:
+        if os.getpid() != own:  # a process that was forked from it
+            end(status)
+        statuses.append(status)
+        raise SystemExit(status)  # of the thread that asked
+
+    monkeypatch.setattr(os, "_exit", told)
+    yield
+    assert not statuses, f"the test's process would have ended with {statuses}"
 
 
 @pytest.fixture

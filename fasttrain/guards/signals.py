@@ -1,12 +1,12 @@
-"""Signals that ask a run to end: SIGTERM and SIGUSR1 (preemption), SIGINT (Ctrl-C).
+"""Signals that ask a run to end: SIGTERM, SIGUSR1 and SIGHUP (preemption), SIGINT (Ctrl-C).
 
 A thread reads them from a pipe into which Python's own handler writes at once, so that a second signal ends
-the process also while its main thread waits in a collective. Imports little: it is there before torch is.
+the process also while its main thread waits in a collective or in an import. Imports little: it is there
+before anything else is.
 """
 
 from __future__ import annotations
 
-import os
 import signal
 import socket
 import threading
@@ -17,7 +17,7 @@ from enum import IntEnum
 from types import FrameType
 
 from ..errors import Interrupted, Preempted, RunError
-from ..launch.status import tell_exit
+from .leaving import leave
 
 AGAIN = 3.0
 """Seconds within which signals count as one: torchrun, srun and launch.sh each forward theirs."""
@@ -32,7 +32,10 @@ class Request(IntEnum):
     INTERRUPT = 3
 
 
-ANSWERS = {signal.SIGTERM: Request.PREEMPT, signal.SIGUSR1: Request.PREEMPT, signal.SIGINT: Request.INTERRUPT}
+ANSWERS = {
+    **dict.fromkeys((signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP), Request.PREEMPT),
+    signal.SIGINT: Request.INTERRUPT,
+}
 
 
 def ending(request: Request, saved: str) -> RunError:
@@ -61,10 +64,7 @@ class Signals:
             self._first = moment
         self.request = max(self.request, request)
         if not self._deferred or (not first and moment - self._first > AGAIN):
-            error = ending(self.request, "nothing was saved since the last checkpoint")
-            tell_exit(error.exit_status, str(error))
-            os.write(2, f"fasttrain: {error}\n".encode())
-            os._exit(error.exit_status)
+            leave(ending(self.request, "nothing was saved since the last checkpoint"))
 
     def _listen(self, pipe: socket.socket) -> None:
         while number := pipe.recv(1):
@@ -72,29 +72,41 @@ class Signals:
                 self._take(number[0])
 
 
+_active: Signals | None = None
+"""Where this process's signals come to."""
+
+
 @contextmanager
 def caught() -> Iterator[Signals]:
-    """Within, signals come to `Signals`; outside of the main thread nothing changes."""
-    signals = Signals()
-    if threading.current_thread() is not threading.main_thread():
-        yield signals
+    """Within, signals come to `Signals`, the outermost's; outside of the main thread nothing changes."""
+    global _active
+    if _active is not None or threading.current_thread() is not threading.main_thread():
+        yield _active or Signals()
         return
+    _active = signals = Signals()
     reader, writer = socket.socketpair()
     writer.setblocking(False)
     listener = threading.Thread(target=signals._listen, args=(reader,), name="signals", daemon=True)
-    before = {number: signal.signal(number, _nothing) for number in ANSWERS}
     pipe = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+    before = {number: signal.signal(number, _nothing) for number in _answered()}
     listener.start()
     try:
         yield signals
     finally:
-        signal.set_wakeup_fd(pipe)
+        _active = None
         for number, handler in before.items():
             with suppress(TypeError):  # None: a handler that was not set from Python
                 signal.signal(number, handler)
+        signal.set_wakeup_fd(pipe)
         writer.close()
         listener.join()
         reader.close()
+
+
+def _answered() -> list[signal.Signals]:
+    """All of `ANSWERS`, but for a hang-up that `nohup` has put out."""
+    ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    return [number for number in ANSWERS if not (ignored and number == signal.SIGHUP)]
 
 
 def _nothing(number: int, frame: FrameType | None) -> None:

@@ -15,6 +15,7 @@ import hashlib
 import json
 import secrets
 import select
+import signal
 import socket
 import struct
 import sys
@@ -26,12 +27,13 @@ from typing import Any
 
 from .. import __version__
 from ..errors import ConfigError, DistributedError, RunError
+from .address import is_here, resolved
 
 LONGEST = 4096
 """Bytes of a message at most."""
 PATIENCE = 10.0
 """Seconds of waiting before the user is told."""
-LEAVING = 60.0
+LEAVING = 60
 """Seconds at most that a run that ends waits for what the other nodes have to say."""
 CAUSES = (2, 3, 4, 5, 6, 130, 75, 1, 7, 0)
 """Exit statuses, causes before what follows from them: a crash (1) on one node is a lost connection (7) on
@@ -48,6 +50,7 @@ class Node:
         command: SHA-256 of the version and the trainer's arguments.
         status: exit status of its last start.
         again: whether it would start (again).
+        leaving: seconds at most that it wants to wait for the others if it would not.
     """
 
     node: int
@@ -55,6 +58,7 @@ class Node:
     command: str
     status: int
     again: bool
+    leaving: int = LEAVING
 
 
 @dataclass(frozen=True)
@@ -111,8 +115,8 @@ def host(own: Node, port: int, timeout: float) -> Decision:
                     _welcome(opened.enter_context(listener.accept()[0]), present)
                 else:  # it does not speak again: it has gone
                     present = {rank: each for rank, each in present.items() if each[0] is not ready}
-            if not own.again or any(not node.again for _, node in present.values()):
-                waiting.shorten(LEAVING)
+            for node in (own, *(node for _, node in present.values())):
+                waiting.shorten_for(node)
         missing = [str(rank) for rank in range(1, own.nodes) if rank not in present]
         nodes = [own, *(node for _, node in present.values())]
         if missing and all(node.again for node in nodes):
@@ -146,14 +150,17 @@ def visit(own: Node, master: str, port: int, timeout: float) -> tuple[Decision, 
         DistributedError: node 0 does not answer.
     """
     waiting = _Waiting(timeout, f"node {own.node} waits for node 0 at {master}:{port}")
-    if not own.again:
-        waiting.shorten(LEAVING)
-    reason = ""
-    while waiting:
+    waiting.shorten_for(own)
+    address = reason = ""
+    try:
+        address = resolved(master, waiting.left)
+    except socket.gaierror as error:
+        reason = str(error.strerror)
+    while address and waiting:
         try:
-            with socket.create_connection((master, port), timeout=min(5.0, timeout)) as connection:
+            with socket.create_connection((address, port), timeout=min(5.0, timeout)) as connection:
                 connection.sendall(_message(asdict(own)))
-                answer = _receive(connection, waiting.left)
+                answer = _receive(connection, waiting.left + PATIENCE)  # node 0 decides when its time is over
                 return Decision(**answer), connection.getsockname()[0]
         except (OSError, TypeError, ValueError) as error:  # not there yet, or the last start's store
             reason = str(error)
@@ -161,8 +168,8 @@ def visit(own: Node, master: str, port: int, timeout: float) -> tuple[Decision, 
     if not own.again:
         return Decision(own.status, own.node), ""
     raise DistributedError(
-        f"node {own.node}: no answer from node 0 at {master}:{port} within {timeout:g} s ({reason}); "
-        "allowed: MASTER_ADDR and MASTER_PORT of node 0, reachable from here"
+        f"node {own.node}: no answer from node 0 at {master}:{port} within {waiting.passed:.2g} s "
+        f"({reason}); allowed: MASTER_ADDR and MASTER_PORT of node 0, reachable from here"
     )
 
 
@@ -170,13 +177,12 @@ class _Waiting:
     """True until the time is over; tells after a while what is waited for."""
 
     def __init__(self, timeout: float, words: str) -> None:
-        self.words, self.short = words, False
-        self.tell = time.monotonic() + PATIENCE
-        self.end = time.monotonic() + timeout
+        self.words, self.begin = words, time.monotonic()
+        self.end = self.begin + timeout
 
     def __bool__(self) -> bool:
         now = time.monotonic()
-        if self.words and now > self.tell:
+        if self.words and now > self.begin + PATIENCE:
             print(f"launch.sh: {self.words}", file=sys.stderr, flush=True)
             self.words = ""
         return now < self.end
@@ -186,17 +192,29 @@ class _Waiting:
         """Seconds."""
         return max(0.01, self.end - time.monotonic())
 
+    @property
+    def passed(self) -> float:
+        """Seconds so far."""
+        return time.monotonic() - self.begin
+
     def shorten(self, seconds: float) -> None:
         """End at the latest `seconds` after the first call."""
-        if not self.short:
-            self.short, self.end = True, min(self.end, time.monotonic() + seconds)
+        self.end = min(self.end, time.monotonic() + seconds)
+
+    def shorten_for(self, node: Node) -> None:
+        """A node that leaves is not kept."""
+        if not node.again:
+            self.shorten(node.leaving)
 
 
 def _listen(port: int) -> socket.socket:
     try:
         return socket.create_server(("", port))
     except OSError as error:
-        raise ConfigError(f"MASTER_PORT is {port}; allowed: a port that is free ({error.strerror})") from None
+        allowed = (
+            "one that this user may open" if isinstance(error, PermissionError) else "a port that is free"
+        )
+        raise ConfigError(f"MASTER_PORT is {port}; allowed: {allowed} ({error.strerror})") from None
 
 
 def _free_port() -> int:
@@ -210,9 +228,10 @@ def _message(values: dict[str, object]) -> bytes:
 
 def _receive(connection: socket.socket, timeout: float) -> dict[str, Any]:
     """One message, a line of JSON."""
-    connection.settimeout(timeout)
+    end = time.monotonic() + timeout
     data = b""
     while not data.endswith(b"\n"):
+        connection.settimeout(max(0.01, end - time.monotonic()))
         part = connection.recv(LONGEST)
         if not part or len(data) > LONGEST:
             raise ValueError("it is not a launcher that answers")
@@ -243,6 +262,17 @@ def interface_of(address: str) -> str:
     raise DistributedError(f"no network interface of this node has the address {address}")
 
 
+def _look(master: str) -> None:
+    """Tell if MASTER_ADDR is not node 0, which runs here; behind an address translation it may be right."""
+    try:
+        if is_here(resolved(master, PATIENCE / 2)):
+            return
+        what = "is no address of this node, node 0"
+    except socket.gaierror:
+        what = "does not resolve on this node, node 0"
+    print(f"launch.sh: MASTER_ADDR is {master}, which {what}; the others look for it there", file=sys.stderr)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Meet; prints `start RENDEZVOUS ADDRESS PORT INTERFACE` or `end STATUS CAUSE`."""
     parser = argparse.ArgumentParser(prog="python -m fasttrain.launch.rally")
@@ -251,14 +281,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--master", required=True)
     parser.add_argument("--timeout", type=float, required=True)
     parser.add_argument("--again", action="store_true")
+    parser.add_argument("--leaving", type=int, default=LEAVING)
     parser.add_argument("command", nargs="*", help="after --: the trainer's arguments")
     options = parser.parse_args(arguments)
     words = json.dumps([__version__, *options.command])
     digest = hashlib.sha256(words.encode()).hexdigest()
     status = options.status if options.status in CAUSES else 1
-    own = Node(options.node, options.nodes, digest, status, options.again)
+    own = Node(options.node, options.nodes, digest, status, options.again, options.leaving)
     try:
         if own.node == 0:
+            if own.again:
+                _look(options.master)
             decision = host(own, options.port, options.timeout)
             address = decision.master
         else:
@@ -275,4 +308,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback
     main()

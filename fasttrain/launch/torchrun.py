@@ -1,22 +1,18 @@
 """Torchrun as launch.sh starts it, in few words: `python -m fasttrain.launch.torchrun ARGUMENTS`.
 
 Without arguments it prints what launch.sh wants to know of this machine and its torch: the number of
-processes (one per GPU, else 1), then the options that are right here, one per line.
+processes (one per GPU, else 1), then the options that are right here, one per line. Torch is imported late:
+a Ctrl-C meanwhile ends it without a traceback.
 """
 
 from __future__ import annotations
 
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-
-import torch
-from torch.distributed import DistError, run
-from torch.distributed.elastic.multiprocessing.api import SignalException
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-from torch.distributed.elastic.rendezvous import RendezvousError
 
 from .orphans import end_with_launcher
 
@@ -40,6 +36,8 @@ def options(gpus: int, nodes: Path = Path("/sys/devices/system/node")) -> list[s
     }
     if gpus and len(list(nodes.glob("node[0-9]*"))) > 1 and shutil.which("numactl"):
         wanted["--numa-binding"] = "node"
+    from torch.distributed import run
+
     known = run.get_args_parser()._option_string_actions
     return [f"{name}={value}" for name, value in wanted.items() if name in known]
 
@@ -47,6 +45,11 @@ def options(gpus: int, nodes: Path = Path("/sys/devices/system/node")) -> list[s
 def main(arguments: Sequence[str]) -> None:
     """Run the workers; the exit status is 0 or 1, and the workers themselves tell why they failed."""
     end_with_launcher()
+    from torch.distributed import DistError, run
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.elastic.rendezvous import RendezvousError
+
     try:
         with tempfile.TemporaryDirectory(prefix="torchrun-") as logs:  # its own would stay for ever
             run.main([f"--log-dir={logs}", *arguments])
@@ -62,9 +65,17 @@ def main(arguments: Sequence[str]) -> None:
         sys.exit(1)
 
 
+def _facts() -> None:
+    """Print what launch.sh wants to know."""
+    import torch
+
+    print(max(1, torch.cuda.device_count()))
+    print(*options(torch.cuda.device_count()), sep="\n")
+
+
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until torchrun has its own answer
     if len(sys.argv) > 1:
         main(sys.argv[1:])
     else:
-        print(max(1, torch.cuda.device_count()))
-        print(*options(torch.cuda.device_count()), sep="\n")
+        _facts()

@@ -24,6 +24,9 @@ _SHOWN = re.compile(
 )
 """Variables that change what a run computes or how fast; no other is ever recorded."""
 
+GIT = 10.0
+"""Seconds that git has to answer: its folder may be on a file system that is away."""
+
 _SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL", re.IGNORECASE)
 
 
@@ -65,12 +68,16 @@ def _version(distribution: str) -> str:
 
 
 def commit() -> str:
-    """The checked-out commit of this source tree; empty outside of one, and without git."""
+    """The checked-out commit of this source tree; empty outside of one, and where git is not or hangs."""
     source = Path(__file__).resolve().parent
     try:
         result = subprocess.run(
-            ["git", "-C", str(source), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+            ["git", "-C", str(source), "rev-parse", "HEAD"],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=GIT,
         )
-    except OSError:
+    except (OSError, subprocess.TimeoutExpired):
         return ""
     return result.stdout.strip()

@@ -7,15 +7,18 @@ import json
 import os
 import shutil
 import signal
+import socket
 import sys
 import time
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from fasttrain.config import Config
-from tests.faults.harness import ROOT, Arena, Job, free_port
+from tests.faults.harness import ROOT, Arena, Job, free_port, rest_heavy
 
 pytestmark = pytest.mark.faults
 
@@ -60,6 +63,14 @@ def wait_for(job: Job, words: str, limit: float = 30) -> None:
     while words not in job.output:
         assert time.monotonic() < end, job.output
         time.sleep(0.05)
+
+
+def wait_until(job: Job, holds: Callable[[], bool]) -> None:
+    end = time.monotonic() + job.limit
+    while not holds():
+        assert time.monotonic() < end, job.output
+        assert job.processes[0].poll() is None, job.output
+        time.sleep(0.01)
 
 
 @pytest.mark.parametrize("processes", ["1", "2"])
@@ -196,9 +207,13 @@ def test_a_signal_before_the_start_starts_nothing(launcher: Launcher, processes:
 
 def _traps(job: Job) -> bool:
     """Whether launch.sh has set its traps."""
-    lines = Path(f"/proc/{job.processes[0].pid}/status").read_text().splitlines()
-    caught = next((line.split()[1] for line in lines if line.startswith("SigCgt")), "0")
-    return bool(int(caught, 16) >> (signal.SIGTERM - 1) & 1)
+    return _answers(Path(f"/proc/{job.processes[0].pid}/status").read_text(), signal.SIGTERM)
+
+
+def _answers(status: str, number: signal.Signals) -> bool:
+    """Whether a process, of which the kernel tells `status`, has a handler for a signal."""
+    caught = next((line.split()[1] for line in status.splitlines() if line.startswith("SigCgt")), "0")
+    return bool(int(caught, 16) >> (number - 1) & 1)
 
 
 def test_the_check_ends_it(launcher: Launcher) -> None:
@@ -212,7 +227,7 @@ def test_the_check_ends_it(launcher: Launcher) -> None:
     [
         *(("PROCESSES", value) for value in ("0", "x", "-1", "08", "2;ls")),
         *(("RESTARTS", "-1"), ("NNODES", "0"), ("JOIN_TIMEOUT", "soon"), ("REQUEUES", "1.5")),
-        *(("MASTER_PORT", "65536"), ("NODE_RANK", "1")),
+        *(("MASTER_PORT", "65536"), ("MASTER_PORT", "http"), ("NODE_RANK", "1")),
     ],
 )
 def test_wrong_settings_are_named(launcher: Launcher, name: str, value: str) -> None:
@@ -333,6 +348,81 @@ def test_a_signal_to_one_node_is_told_to_the_other(launcher: Launcher) -> None:
     assert all(len(launcher.starts(f"calls{rank}")) == 1 for rank in (0, 1))
 
 
+SIGNALS = [
+    (signal.SIGTERM, 75),
+    (signal.SIGINT, 130),
+    (signal.SIGUSR1, 75),
+    (signal.SIGHUP, 75),
+]
+
+
+@pytest.mark.parametrize(("number", "status"), SIGNALS)
+@pytest.mark.parametrize("node", [0, 1])
+def test_a_signal_before_the_nodes_have_met_ends_both(
+    launcher: Launcher, node: int, number: signal.Signals, status: int
+) -> None:
+    """Node `node` waits for the other, is told to end, and tells the other when that comes."""
+    port = free_port()
+    common = {"NNODES": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "STARTS": "0:0:0"}
+    with socket.create_server(("127.0.0.1", port)) if node else nullcontext() as stand_in:
+        first = launcher.start("demo", NODE_RANK=str(node), calls="calls0", **common)
+        wait_until(first, lambda: arrived(stand_in, port))
+        first.signal(number)
+    other = launcher.start("demo", NODE_RANK=str(1 - node), calls="calls1", **common)
+    assert [first.wait(), other.wait()] == [[status], [status]], first.output + other.output
+    assert f"launch.sh: node {node} ended with exit status {status}" in other.output
+    assert "Traceback" not in first.output + other.output
+    assert not launcher.starts("calls0")
+    assert not launcher.starts("calls1")
+
+
+def arrived(stand_in: socket.socket | None, port: int) -> bool:
+    """Whether the one node is at the meeting: node 1 calls node 0's stand-in, or node 0 can be called."""
+    try:
+        if stand_in:
+            stand_in.settimeout(0.1)
+            stand_in.accept()[0].close()
+        else:
+            socket.create_connection(("127.0.0.1", port), timeout=10).close()
+    except OSError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("node", rest_heavy(1, 0))
+def test_a_signal_to_one_of_two_that_wait_for_a_third_ends_both(launcher: Launcher, node: int) -> None:
+    port = free_port()
+    common = {"NNODES": "3", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "STARTS": "0:0:0"}
+    jobs = [launcher.start("demo", calls=f"calls{rank}", NODE_RANK=str(rank), **common) for rank in (0, 1)]
+    wait_until(jobs[0], lambda: arrived(None, port))
+    wait_until(jobs[1], lambda: rallies(launcher.arena, jobs[1]))
+    jobs[node].signal(signal.SIGTERM)
+    assert [job.wait() for job in jobs] == [[75], [75]], "".join(job.output for job in jobs)
+
+
+def test_a_second_signal_does_not_wait_for_the_other_nodes(launcher: Launcher) -> None:
+    common = {"NNODES": "2", "NODE_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    job = launcher.start("demo", STARTS="0:0:0", **common)
+    wait_until(job, lambda: rallies(launcher.arena, job))
+    job.signal(signal.SIGINT)
+    wait_until(job, lambda: rallies(launcher.arena, job, "--leaving 10"))
+    job.signal(signal.SIGINT)
+    assert job.wait() == [130]
+
+
+def rallies(arena: Arena, job: Job, words: str = "--again") -> bool:
+    """Whether a node's process for the meeting has been started, with these words."""
+    for process in arena.processes():
+        try:
+            parent = Path(f"/proc/{process}/status").read_text()
+            command = Path(f"/proc/{process}/cmdline").read_text().replace("\0", " ")
+        except OSError:  # it has gone
+            continue
+        if f"PPid:\t{job.processes[0].pid}\n" in parent and "fasttrain.launch.rally" in command:
+            return words in command
+    return False
+
+
 def test_a_crash_loop_on_one_node_ends_both_with_its_status(launcher: Launcher) -> None:
     jobs = two_nodes(launcher, {"STARTS": "0:1:7 4:1:7"}, {"STARTS": "0:1:1 4:1:1"}, RESTARTS="1")
     assert [job.wait()[0] for job in jobs] == [1, 1]
@@ -375,6 +465,23 @@ def test_a_missing_node_is_one_line(launcher: Launcher, node: int) -> None:
     ]
 
 
+def test_a_name_that_does_not_resolve_is_one_line_in_seconds(launcher: Launcher) -> None:
+    """JOIN_TIMEOUT, which is 300 s, is for nodes that are late."""
+    common = {"NNODES": "2", "NODE_RANK": "1", "MASTER_ADDR": "no-such-host.invalid", "STARTS": "0:0:0"}
+    got, output = launcher.run("demo", **common)  # ended after a minute if it still waits
+    assert got == 7
+    assert len(output.splitlines()) == 2
+    assert "(no-such-host.invalid does not resolve here: " in output
+
+
+@pytest.mark.parametrize("address", ["::1", "fe80::1%eth0", "10.0.0.1:29400"])
+def test_an_address_that_is_not_ipv4s_is_one_line(launcher: Launcher, address: str) -> None:
+    got, output = launcher.run("demo", NNODES="2", NODE_RANK="1", MASTER_ADDR=address, STARTS="0:0:0")
+    assert got == 2
+    assert f"launch.sh: MASTER_ADDR is '{address}'; allowed: a host name or an IPv4 address" in output
+    assert len(output.splitlines()) == 2
+
+
 @pytest.mark.parametrize("address", ["127.0.0.9", "no-such-host.invalid"])
 def test_a_wrong_address_is_one_line(launcher: Launcher, address: str) -> None:
     common = {"NNODES": "2", "NODE_RANK": "1", "MASTER_PORT": str(free_port()), "STARTS": "0:0:0"}
@@ -385,8 +492,6 @@ def test_a_wrong_address_is_one_line(launcher: Launcher, address: str) -> None:
 
 
 def test_a_busy_port_is_one_line(launcher: Launcher) -> None:
-    import socket
-
     with socket.create_server(("", 0)) as taken:
         port = str(taken.getsockname()[1])
         common = {"NNODES": "2", "NODE_RANK": "0", "MASTER_ADDR": "127.0.0.1", "STARTS": "0:0:0"}

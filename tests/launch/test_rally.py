@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -10,6 +11,7 @@ from dataclasses import replace
 import pytest
 
 from fasttrain.errors import ConfigError, DistributedError
+from fasttrain.launch import rally
 from fasttrain.launch.rally import LONGEST, Node, decide, host, interface_of, visit
 from tests.faults.harness import free_port
 
@@ -58,6 +60,7 @@ NONSENSE = (
     b'{"node": 0, "nodes": 3, "command": "a", "status": 0, "again": true}\n',
     b'{"node": 1, "nodes": 3, "command": "a", "status": "rm", "again": true}\n',
     b'{"node": 1.0, "nodes": 3, "command": "a", "status": false, "again": 1}\n',
+    b'{"node": 1, "nodes": 3, "command": "a", "status": 0, "again": true, "leaving": "now"}\n',
     b"[" * (LONGEST - 1) + b"\n",
 )
 
@@ -67,19 +70,70 @@ def test_strangers_are_sent_away() -> None:
     port = free_port()
     nodes = [replace(OWN, node=rank, nodes=3) for rank in range(3)]
     with ThreadPoolExecutor(3) as pool:
-        work = [pool.submit(host, nodes[0], port, 30)]
-        time.sleep(0.3)
+        work = [pool.submit(host, nodes[0], port, 120)]
         for words in NONSENSE:
-            with socket.create_connection(("127.0.0.1", port)) as connection:
+            with connected(port) as connection:
                 connection.sendall(words)
-        with socket.create_connection(("127.0.0.1", port)) as connection:
+                connection.shutdown(socket.SHUT_WR)
+                assert not _read(connection)  # sent away
+        with connected(port) as connection:
             connection.sendall(b'{"node": 1, "nodes": 3, "command": "x", "status": 0, "again": true}\n')
-            time.sleep(0.3)
-        visits = [pool.submit(visit, node, "127.0.0.1", port, 20) for node in nodes[1:]]
+        visits = [pool.submit(visit, node, "127.0.0.1", port, 120) for node in nodes[1:]]
         decision = work[0].result()
         assert [each.result() for each in visits] == 2 * [(decision, "127.0.0.1")]
     assert decision.start
     assert decision.master == "127.0.0.1"
+
+
+def connected(port: int) -> socket.socket:
+    """A connection to node 0, once it listens."""
+    for _ in range(1000):
+        try:
+            return socket.create_connection(("127.0.0.1", port), timeout=60)
+        except ConnectionRefusedError:
+            time.sleep(0.01)
+    raise AssertionError(f"nobody listens at {port}")
+
+
+def _read(connection: socket.socket) -> bytes:
+    """What comes until the other side closes; that it has not read all is no matter."""
+    try:
+        return connection.recv(LONGEST)
+    except ConnectionResetError:
+        return b""
+
+
+def test_a_stranger_that_speaks_slowly_has_its_time_in_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A byte now and then must not keep the nodes waiting."""
+    now = iter(range(100))
+    monkeypatch.setattr(rally.time, "monotonic", lambda: float(next(now)))
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        theirs.sendall(b"x")
+        with pytest.raises(TimeoutError):
+            rally._receive(ours, 3)
+
+
+def test_a_leaving_node_says_how_long_all_wait() -> None:
+    """Before the nodes have met nobody has a run to save."""
+    waiting = rally._Waiting(300, "")
+    waiting.shorten_for(OWN)
+    assert waiting.left > 200
+    waiting.shorten_for(replace(OTHER, again=False, leaving=60))
+    assert 10 < waiting.left <= 60
+    waiting.shorten_for(replace(OTHER, again=False, leaving=10))
+    end = waiting.end
+    waiting.shorten_for(replace(OTHER, again=False, leaving=10))  # later: the first time counts
+    assert waiting.end == end
+
+
+def test_a_port_that_this_user_may_not_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(address: object) -> socket.socket:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(socket, "create_server", refuse)
+    with pytest.raises(ConfigError, match=r"MASTER_PORT is 80; allowed: one that this user may open \(Perm"):
+        host(OWN, 80, 1)
 
 
 def test_nobody_comes() -> None:
