@@ -229,6 +229,7 @@ def build_step(
     classifiers = len(auxiliary.refs) if isinstance(auxiliary, AuxiliaryClassifiers) else 0
     method = build_method(config, network, loss_kernels(config, process.device), process.rank, classifiers)
     compression = config.run.gradient_compression
+    fp16 = precision.name == "fp16"
     forward = distributed.wrap(network, process, auxiliary=auxiliary, joint=joint, compression=compression)
     return TrainStep(
         forward=forward,
@@ -238,14 +239,14 @@ def build_step(
         ),
         schedule=build_schedule(config.optim, config.run.epochs, steps_per_epoch),
         precision=precision,
-        scaler=torch.amp.GradScaler(process.device.type, enabled=precision.name == "fp16"),
+        scaler=torch.amp.GradScaler(process.device.type, enabled=fp16),
         clip=config.optim.clip,
         ema=build_ema(network, config.optim.ema),
         mixing=build_mixing(config.data, network.num_classes, config.run.seed),
         reduce=None if joint else distributed.average_gradients,
-        check=LateCheck(config.run.skip_nonfinite, OVERFLOWS if precision.name == "fp16" else 0),
+        check=LateCheck(config.run.skip_nonfinite, OVERFLOWS if fp16 else 0),
         accumulate=config.run.accumulate,
-        guard=StatisticsGuard(network) if config.run.skip_nonfinite else None,
+        guard=StatisticsGuard(forward) if config.run.skip_nonfinite or fp16 else None,
     )
 
 

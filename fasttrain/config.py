@@ -462,7 +462,8 @@ class Optim:
     clip: float = 0.0
     """Largest gradient norm; 0: no clipping."""
     ema: float = 0.0
-    """Decay per step of the exponential moving average of the weights; 0: none."""
+    """Decay per step of the exponential moving average of the weights; 0: none. A step whose update is left
+    out counts, as it does for the learning rate."""
     impl: Literal["auto", "fused", "foreach", "apex"] = "auto"
     """Implementation: fused (torch's sgd and adamw), foreach, or apex (NVIDIA's FusedSGD); auto: fused on
     CUDA where there is one, else foreach."""
