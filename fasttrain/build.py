@@ -83,7 +83,7 @@ def _check_sides(config: Config, network: StagedNetwork) -> None:
 
 
 def _check_mask(config: Config, network: StagedNetwork) -> None:
-    """A masked square is smaller than the image, and one of them at least is hidden."""
+    """A masked square is smaller than the image; one of them at least is hidden, and one is not."""
     method, crop = config.method, config.data.crop
     if method.name != "augsub" or method.drop != "masking":
         return
@@ -93,9 +93,11 @@ def _check_mask(config: Config, network: StagedNetwork) -> None:
             f"method.mask_square is {side}; allowed: below data.crop = {crop} (published: a seventh)"
         )
     count = squares_of(crop, crop, side)
-    if not hidden_of(count, method.drop_ratio):
+    hidden = hidden_of(count, method.drop_ratio, rounds_up=network.mask_rounds_up)
+    if not 0 < hidden < count:
+        allowed = f"at most {count - 1}/{count}" if hidden else f"1/{count} or more"
         raise ConfigError(
-            f"method.drop_ratio is {method.drop_ratio:g}; allowed: 1/{count} or more, since images of {crop} "
+            f"method.drop_ratio is {method.drop_ratio:g}; allowed: {allowed}, since images of {crop} "
             f"pixels have {count} squares of {side}"
         )
 
