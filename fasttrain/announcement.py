@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from . import build, loading
+from . import build, effects, loading
 from .config import Config
 from .distributed import Process
 from .hardware import Precision, describe, triton_fault
@@ -43,6 +43,10 @@ def announce(
         )
         yield f"starts from the weights in {config.model.weights}{head}"
     yield _implementations(config, process, network)
+    yield from effects.notes(config)
+    own = network.mask_square
+    if config.method.name == "augsub" and own and config.method.mask_square not in (32, own):
+        yield f"has no effect in this run: method.mask_square ({network.title} is masked by its patches)"
     yield from _warnings(config, process)
 
 
