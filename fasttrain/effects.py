@@ -133,6 +133,7 @@ NEEDS: Mapping[str, Need] = {
     "optim.eps": _MOMENTS,
     "optim.decay_on": Need("optim.weight_decay above 0", lambda config: config.optim.weight_decay > 0),
     "optim.warmup_lr": Need("optim.warmup_epochs above 0", lambda config: config.optim.warmup_epochs > 0),
+    "evaluation.statistics": Need("evaluation.subnets", lambda config: config.evaluation.subnets != 0),
 }
 """The options that some configurations do not read; whatever is not here always counts."""
 

@@ -84,6 +84,7 @@ OTHERS: dict[str, tuple[Any, dict[str, Any], dict[str, Any]]] = {
     "optim.eps": (1e-6, {}, {"name": "lamb"}),
     "optim.decay_on": ("matrices", {"weight_decay": 0.0}, {}),
     "optim.warmup_lr": (0.01, {}, {"warmup_epochs": 1.0}),
+    "evaluation.statistics": ("both", {}, {"subnets": -1}),
 }
 
 ALWAYS = {
@@ -93,7 +94,7 @@ ALWAYS = {
     "model": "name weights new_head drop_path batch_norm conv1x1",
     "method": "name main_resizes target_threshold",  # which Method itself refuses elsewhere
     "optim": """name lr weight_decay layer_decay schedule schedule_unit warmup_epochs min_lr clip ema impl""",
-    "evaluation": "every batch reestimate calibration_images subnets statistics normalize",
+    "evaluation": "every batch reestimate calibration_images subnets normalize",
     "run": """name folder epochs max_steps batch seed device precision tf32 channels_last kernels
         batch_norm_batch log_every resume save_minutes save_steps keep start_timeout step_timeout
         skip_nonfinite accumulate sync_batch_norm gradient_compression tensorboard wandb profile""",
@@ -165,10 +166,10 @@ def test_sides_are_without_effect_where_there_are_no_subnets() -> None:
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_options_of_data_and_optimizer_need_what_reads_them(name: str) -> None:
+def test_other_options_need_what_reads_them(name: str) -> None:
     value, without, having = OTHERS[name]
     section, _, field = name.partition(".")
-    kind = {"data": Data, "optim": Optim}[section]
+    kind = {"data": Data, "optim": Optim, "evaluation": Evaluation}[section]
     found = [
         list(ignored(Config(**{section: kind(**given, **{field: value})}))) for given in (without, having)
     ]

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fasttrain.config import Optim
 from fasttrain.guards.finite import gradient_norm, guarded_step
@@ -109,6 +110,21 @@ def test_a_first_step_is_torchs_own_to_the_bit(impl: str, optim: dict[str, Any])
         reference.step()
         for ours, theirs in zip(weights, copies, strict=True):
             assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("name", FORMULAS)
+def test_moments_on_a_gpu_are_laid_out_as_torchs_own(name: Any) -> None:
+    """On tensors without memory: those of their parameter; a fused optimizer counts on the device."""
+    cuda = torch.device("cuda", 0)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        weight = torch.empty(8, 3, 3, 3, device=cuda).to(memory_format=torch.channels_last)
+        parameter = nn.Parameter(weight)
+        state = build_optimizer([parameter], Optim(name=name), cuda).state[parameter]
+    expected = {"sgd": ["momentum_buffer"], "lamb": ["exp_avg", "exp_avg_sq"]}
+    assert list(state) == expected.get(name, ["step", "exp_avg", "exp_avg_sq"])
+    assert {(each.device, each.dtype) for each in state.values()} == {(cuda, torch.float32)}
+    moments = [each for each in state.values() if each.ndim]
+    assert {(each.shape, each.stride()) for each in moments} == {(weight.shape, weight.stride())}
 
 
 def older(state: dict[str, Any], form: str) -> dict[str, Any]:
