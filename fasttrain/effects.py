@@ -7,7 +7,7 @@ recipe's own or an earlier run's, such as the sides of a recipe that is trained 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any, NamedTuple
 
 from .config import Config
@@ -171,6 +171,18 @@ def ignored(config: Config) -> Iterator[Ignored]:
             if need is None or value in (field.default, *need.neutral) or need.holds(config):
                 continue
             yield Ignored(name, value, field.default, need)
+
+
+def cleared(config: Config) -> Config:
+    """The same run, with the defaults of all options that nothing reads."""
+    changes: dict[str, dict[str, Any]] = {}
+    for each in ignored(config):
+        section, _, field = each.name.partition(".")
+        changes.setdefault(section, {})[field] = each.default
+    sections: dict[str, Any] = {
+        section: replace(getattr(config, section), **values) for section, values in changes.items()
+    }
+    return replace(config, **sections)
 
 
 def refuse_ignored(pairs: Iterable[tuple[Config, Config]]) -> None:
