@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from . import build, effects, loading
-from .config import Config
+from .config import Config, Method
 from .distributed import Process
 from .hardware import Precision, describe, triton_fault
 from .loading import Folders
@@ -45,7 +45,11 @@ def announce(
     yield _implementations(config, process, network)
     yield from effects.notes(config)
     own = network.mask_square
-    if config.method.name == "augsub" and own and config.method.mask_square not in (32, own):
+    if (
+        config.method.name == "augsub"
+        and own
+        and config.method.mask_square not in (Method().mask_square, own)
+    ):
         yield f"has no effect in this run: method.mask_square ({network.title} is masked by its patches)"
     yield from _warnings(config, process)
 
