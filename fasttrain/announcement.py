@@ -44,14 +44,15 @@ def announce(
         yield f"starts from the weights in {config.model.weights}{head}"
     yield _implementations(config, process, network)
     yield from effects.notes(config)
-    own = network.mask_square
-    if (
-        config.method.name == "augsub"
-        and own
-        and config.method.mask_square not in (Method().mask_square, own)
-    ):
-        yield f"has no effect in this run: method.mask_square ({network.title} is masked by its patches)"
+    yield from square_notes(config.method, network)
     yield from _warnings(config, process)
+
+
+def square_notes(method: Method, network: StagedNetwork) -> Iterator[str]:
+    """A line if a side of masked squares was asked for where a network's patches are masked."""
+    masked = method.name == "augsub" and method.drop == "masking" and network.mask_square
+    if masked and method.mask_square not in (Method().mask_square, network.mask_square):
+        yield f"has no effect in this run: method.mask_square ({network.title} is masked by its patches)"
 
 
 def _implementations(config: Config, process: Process, network: StagedNetwork) -> str:

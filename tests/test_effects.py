@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import fields, replace
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,7 +10,7 @@ import timm
 import torch
 
 from fasttrain import build, effects
-from fasttrain.announcement import announce
+from fasttrain.announcement import square_notes
 from fasttrain.cli.compare import compare
 from fasttrain.cli.configure import configure
 from fasttrain.config import Config, Data, Evaluation, Method, Model, Optim, Run, from_dict, to_dict
@@ -19,7 +18,6 @@ from fasttrain.distributed import Process
 from fasttrain.effects import NEEDS, ignored
 from fasttrain.errors import ConfigError
 from fasttrain.hardware import Precision
-from fasttrain.loading import Folders
 from fasttrain.models.vit import VisionTransformer
 from fasttrain.randomness import draw_sizes
 from fasttrain.recipes import RECIPES, recipe
@@ -270,23 +268,10 @@ def test_an_earlier_runs_temperature_of_self_distillation_stays() -> None:
     assert (method.temperature, method.distillation_temperature) == (2.0, 3.0)
 
 
-@pytest.mark.parametrize(
-    ("name", "square", "named"), [("vit", 8, True), ("vit", 16, False), ("swin", 8, False)]
-)
-def test_a_vits_patches_leave_no_choice_of_squares(name: str, square: int, named: bool) -> None:
+def test_a_vits_patches_leave_no_choice_of_squares() -> None:
     """Which the network tells, not the configuration: a line at the run's start says so."""
     network = VisionTransformer(timm.create_model("vit_tiny_patch16_224", img_size=32, depth=1))
-    images = SimpleNamespace(files=["a"], classes=["b"])
-    config = config_of({"name": "augsub", "mask_square": square})
-    cpu = Process(0, 1, torch.device("cpu"))
-    lines = list(
-        announce(
-            config,
-            cpu,
-            Folders(images, None),  # type: ignore[arg-type]
-            network if name == "vit" else tiny_swin(),
-            Precision("fp32", "cpu"),
-            1,
-        )
-    )
-    assert any("no effect in this run: method.mask_square" in line for line in lines) == named
+    (line,) = square_notes(Method(name="augsub", mask_square=8), network)
+    assert line.startswith("has no effect in this run: method.mask_square")
+    assert not list(square_notes(Method(name="augsub", mask_square=16), network))
+    assert not list(square_notes(Method(name="augsub", mask_square=8), tiny_swin()))
