@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from . import build, loading
-from .config import Config
+from . import build, effects, loading
+from .config import Config, Method
 from .distributed import Process
 from .hardware import Precision, describe, triton_fault
 from .loading import Folders
@@ -43,7 +43,16 @@ def announce(
         )
         yield f"starts from the weights in {config.model.weights}{head}"
     yield _implementations(config, process, network)
+    yield from effects.notes(config)
+    yield from square_notes(config.method, network)
     yield from _warnings(config, process)
+
+
+def square_notes(method: Method, network: StagedNetwork) -> Iterator[str]:
+    """A line if a side of masked squares was asked for where a network's patches are masked."""
+    masked = method.name == "augsub" and method.drop == "masking" and network.mask_square
+    if masked and method.mask_square not in (Method().mask_square, network.mask_square):
+        yield f"has no effect in this run: method.mask_square ({network.title} is masked by its patches)"
 
 
 def _implementations(config: Config, process: Process, network: StagedNetwork) -> str:

@@ -83,7 +83,7 @@ def _check_sides(config: Config, network: StagedNetwork) -> None:
 
 
 def _check_mask(config: Config, network: StagedNetwork) -> None:
-    """A masked square is smaller than the image, and one of them at least is hidden."""
+    """A masked square is smaller than the image; one of them at least is hidden, and one is not."""
     method, crop = config.method, config.data.crop
     if method.name != "augsub" or method.drop != "masking":
         return
@@ -93,9 +93,11 @@ def _check_mask(config: Config, network: StagedNetwork) -> None:
             f"method.mask_square is {side}; allowed: below data.crop = {crop} (published: a seventh)"
         )
     count = squares_of(crop, crop, side)
-    if not hidden_of(count, method.drop_ratio):
+    hidden = hidden_of(count, method.drop_ratio, rounds_up=network.mask_rounds_up)
+    if not 0 < hidden < count:
+        allowed = f"at most {count - 1}/{count}" if hidden else f"1/{count} or more"
         raise ConfigError(
-            f"method.drop_ratio is {method.drop_ratio:g}; allowed: 1/{count} or more, since images of {crop} "
+            f"method.drop_ratio is {method.drop_ratio:g}; allowed: {allowed}, since images of {crop} "
             f"pixels have {count} squares of {side}"
         )
 
@@ -229,6 +231,7 @@ def build_step(
     classifiers = len(auxiliary.refs) if isinstance(auxiliary, AuxiliaryClassifiers) else 0
     method = build_method(config, network, loss_kernels(config, process.device), process.rank, classifiers)
     compression = config.run.gradient_compression
+    fp16 = precision.name == "fp16"
     forward = distributed.wrap(network, process, auxiliary=auxiliary, joint=joint, compression=compression)
     return TrainStep(
         forward=forward,
@@ -238,14 +241,14 @@ def build_step(
         ),
         schedule=build_schedule(config.optim, config.run.epochs, steps_per_epoch),
         precision=precision,
-        scaler=torch.amp.GradScaler(process.device.type, enabled=precision.name == "fp16"),
+        scaler=torch.amp.GradScaler(process.device.type, enabled=fp16),
         clip=config.optim.clip,
         ema=build_ema(network, config.optim.ema),
         mixing=build_mixing(config.data, network.num_classes, config.run.seed),
         reduce=None if joint else distributed.average_gradients,
-        check=LateCheck(config.run.skip_nonfinite, OVERFLOWS if precision.name == "fp16" else 0),
+        check=LateCheck(config.run.skip_nonfinite, OVERFLOWS if fp16 else 0),
         accumulate=config.run.accumulate,
-        guard=StatisticsGuard(network) if config.run.skip_nonfinite else None,
+        guard=StatisticsGuard(forward) if config.run.skip_nonfinite or fp16 else None,
     )
 
 

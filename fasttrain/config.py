@@ -285,8 +285,10 @@ class Method:
     """Weight of each of the classifiers that layer_supervision, stage_supervision and self_distillation train
     besides the network's own."""
     distillation: float = 0.1
-    """Share of that weight with which self_distillation's classifiers follow the main network, at
-    `temperature`; the rest is for the targets."""
+    """Share of that weight with which self_distillation's classifiers follow the main network; the rest is
+    for the targets."""
+    distillation_temperature: float = 3.0
+    """Temperature at which they follow it (its authors' code), of a KL that is multiplied by its square."""
     survival: float = 0.5
     """Probability with which stochastic_depth keeps the last block's branch; it falls linearly from 1."""
     subnets: int = 1
@@ -427,6 +429,7 @@ class Method:
         )
         _check_positive("method.amplitude", self.amplitude)
         _check_positive("method.temperature", self.temperature)
+        _check_positive("method.distillation_temperature", self.distillation_temperature)
         _check_range("method.main_weight", self.main_weight, 0)
         _check_range("method.kl_weight", self.kl_weight, 0)
         _check_range("method.start_epoch", self.start_epoch, 0)
@@ -469,7 +472,8 @@ class Optim:
     clip: float = 0.0
     """Largest gradient norm; 0: no clipping."""
     ema: float = 0.0
-    """Decay per step of the exponential moving average of the weights; 0: none."""
+    """Decay per step of the exponential moving average of the weights; 0: none. A step whose update is left
+    out counts, as it does for the learning rate."""
     impl: Literal["auto", "fused", "foreach", "apex"] = "auto"
     """Implementation: fused (torch's sgd and adamw), foreach, or apex (NVIDIA's FusedSGD); auto: fused on
     CUDA where there is one, else foreach."""
@@ -676,6 +680,14 @@ _SECTIONS = {
 }
 
 
+def _of_older_runs(name: str, section: dict[str, Any]) -> dict[str, Any]:
+    """What older versions wrote elsewhere: self_distillation had no temperature of its own."""
+    own = name == "method" and section.get("name") == "self_distillation"
+    if not own or "temperature" not in section or "distillation_temperature" in section:
+        return {}
+    return {"distillation_temperature": section["temperature"], "temperature": Method().temperature}
+
+
 def from_dict(values: dict[str, Any]) -> Config:
     """The inverse of `to_dict`.
 
@@ -692,6 +704,9 @@ def from_dict(values: dict[str, Any]) -> Config:
         unknown = sorted(set(section) - known)
         if unknown:
             raise ConfigError(f"unknown field {name}.{unknown[0]}; allowed: {', '.join(sorted(known))}")
-        plain = {key: tuple(value) if isinstance(value, list) else value for key, value in section.items()}
+        plain = {
+            key: tuple(value) if isinstance(value, list) else value
+            for key, value in (section | _of_older_runs(name, section)).items()
+        }
         sections[name] = _SECTIONS[name](**plain)
     return Config(**sections)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,7 +33,8 @@ def build_optimizer(
 ) -> torch.optim.Optimizer:
     """The optimizer of `optim.name`: torch's SGD with Nesterov momentum or AdamW, or timm's LAMB.
 
-    LAMB clips no gradients by itself: `optim.clip` does, for all optimizers alike.
+    LAMB clips no gradients by itself: `optim.clip` does, for all optimizers alike. Moments exist before the
+    first step, so that it can be left out (see `fill_state`).
 
     Args:
         parameters: those of a network, or `parameter_groups`.
@@ -43,7 +44,14 @@ def build_optimizer(
     Raises:
         ConfigError: `optim.impl` is apex, but it is missing, or the device is no GPU.
     """
-    impl = choose_impl(optim, device)
+    optimizer = _make_optimizer(parameters, optim, choose_impl(optim, device))
+    fill_state(optimizer)
+    return optimizer
+
+
+def _make_optimizer(
+    parameters: Iterable[nn.Parameter] | Iterable[dict[str, Any]], optim: Optim, impl: str
+) -> torch.optim.Optimizer:
     options: dict[str, Any] = {"lr": optim.lr, "weight_decay": optim.weight_decay}
     moments: dict[str, Any] = {"betas": optim.betas, "eps": optim.eps}
     if optim.name == "lamb":
@@ -59,11 +67,46 @@ def build_optimizer(
     return torch.optim.SGD(parameters, **options, **momentum)  # type: ignore[arg-type]
 
 
+def fill_state(optimizer: torch.optim.Optimizer) -> None:
+    """Give each parameter that has none yet its moments: zeros, on which a first step is torch's own.
+
+    Left to itself, torch's fused SGD makes its momentum in the first step, and does not write it where a flag
+    on the device leaves that step out: the second step would train on whatever the memory held.
+
+    Raises:
+        ValueError: a parameter has some of its moments, but not all.
+    """
+    for group in optimizer.param_groups:
+        names = _state_names(group)
+        for parameter in group["params"]:
+            entry = optimizer.state[parameter]
+            lacking = [name for name in names if entry.get(name) is None]
+            if 0 < len(lacking) < len(names):
+                raise ValueError(f"the optimizer's state of a parameter holds no {lacking[0]}")
+            entry |= {name: _zeros(name, parameter, group) for name in lacking}
+
+
+def _state_names(group: Mapping[str, Any]) -> tuple[str, ...]:
+    """What an optimizer keeps for each parameter of a group; LAMB's count of steps is the group's."""
+    if "momentum" in group:  # torch's SGD and apex's
+        return ("momentum_buffer",) if group["momentum"] else ()
+    return ("step", "exp_avg", "exp_avg_sq") if "amsgrad" in group else ("exp_avg", "exp_avg_sq")
+
+
+def _zeros(name: str, parameter: Tensor, group: Mapping[str, Any]) -> Tensor:
+    """As torch makes them: counts of steps on the host, unless a fused optimizer counts on the device."""
+    if name != "step":
+        return torch.zeros_like(parameter, requires_grad=False)
+    return torch.zeros((), dtype=torch.float32, device=parameter.device if group["fused"] else "cpu")
+
+
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
     """Take over another optimizer's state, but for its implementation: fused and foreach stay as they are.
 
+    What it lacks (checkpoints from before the first step that was not left out) is as before that step.
+
     Raises:
-        ValueError: it is of parameters of other shapes.
+        ValueError: it is of parameters of other shapes, or lacks a part of what a parameter has.
     """
     own = [{key: group[key] for key in IMPLEMENTATION & group.keys()} for group in optimizer.param_groups]
     groups = [{**saved, **options} for saved, options in zip(state["param_groups"], own, strict=True)]
@@ -74,6 +117,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> N
                 raise ValueError(
                     f"{name} has shape {tuple(value.shape)}, the parameter {tuple(parameter.shape)}"
                 )
+    fill_state(optimizer)
 
 
 IMPLEMENTATION = {"fused", "foreach"}

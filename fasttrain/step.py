@@ -54,7 +54,8 @@ class TrainStep:
             None: one backward pass, in which DDP does it.
         check: finds out that gradients are not finite, a step late; `check.settle()` at once.
         accumulate: parts that a batch is trained in, one after the other.
-        guard: of the running statistics, where updates that are not finite may be left out; or None.
+        guard: of the running statistics, where updates that are not finite may be left out (in fp16 always);
+            or None.
     """
 
     forward: nn.Module
@@ -191,7 +192,8 @@ class TrainStep:
     def update(self) -> Tensor:
         """Change the weights and their average by the gradients, which are then gone.
 
-        Gradients that are not finite change no weight.
+        Gradients that are not finite change no weight, moment or count of the optimizer. The schedule and the
+        average, whose decay is per step, go on over such a step; the weights in the average are as they were.
 
         Returns:
             The gradients' norm before any clipping, float32 scalar.

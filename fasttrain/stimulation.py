@@ -9,7 +9,8 @@ from typing import Any, Literal, NamedTuple
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .config import Method
+from .config import Config, Data, Method
+from .effects import ignored
 from .errors import ConfigError
 from .kernels.normalized_loss import StimulativeLoss
 from .kernels.runtime import Kernels
@@ -21,7 +22,8 @@ from .subnets import PrefixTree
 _THE_LOOPS = (
     *("name", "subnet_inputs", "subnet_share", "kl_schedule", "start_epoch", "backward"),
     *("cascade", "main_resizes"),  # of inputs that are normalized again
-    *("drop", "drop_ratio", "mask_square", "auxiliary_weight", "distillation", "survival"),  # other methods'
+    *("drop", "drop_ratio", "mask_square", "auxiliary_weight", "survival"),  # other methods'
+    *("distillation", "distillation_temperature"),
 )
 """Fields of `Method` that a loop of one's own decides by itself, or that ST has no use for."""
 
@@ -86,6 +88,8 @@ def stimulate(
         raise ConfigError(f"sizes is {sizes!r}; allowed: a list of sides, pixels")
     options["sizes"] = tuple(sizes)
     method = Method(subnet_inputs="downscaled" if options["sizes"] else "full", **options)
+    for each in ignored(Config(data=Data(crop=4096), method=method)):  # sides are the caller's
+        raise ConfigError(str(each).replace("method.", ""))
     return Stimulated(model, method, outputs == "features", seed, kernels)
 
 

@@ -307,10 +307,17 @@ def test_apex_is_asked_for_by_name_alone(monkeypatch: pytest.MonkeyPatch) -> Non
         build_optimizer([weight], Optim(impl="apex"), CUDA)
     given: dict[str, Any] = {}
     apex, optimizers = ModuleType("apex"), ModuleType("apex.optimizers")
-    optimizers.FusedSGD = lambda parameters, **options: given.update(options) or parameters  # type: ignore[attr-defined]
+
+    def fused_sgd(parameters: list[nn.Parameter], *, set_grad_none: bool, **options: Any) -> Any:
+        given.update(options, set_grad_none=set_grad_none)
+        return torch.optim.SGD(parameters, **options)
+
+    optimizers.FusedSGD = fused_sgd  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "apex", apex)
     monkeypatch.setitem(sys.modules, "apex.optimizers", optimizers)
-    assert build_optimizer([weight], Optim(lr=0.3, impl="apex"), CUDA) == [weight]
+    optimizer = build_optimizer([weight], Optim(lr=0.3, impl="apex"), CUDA)
+    assert optimizer.param_groups[0]["params"] == [weight]
+    assert torch.equal(optimizer.state[weight]["momentum_buffer"], torch.zeros(2))  # before the first step
     assert given == {
         "lr": 0.3,
         "momentum": 0.9,

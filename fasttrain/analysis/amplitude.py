@@ -19,7 +19,7 @@ from ..evaluation import tally
 from ..opening import Opened
 from ..subnets import Depths, depths_of
 from .options import SubnetOptions
-from .output import Rows, finish, whose
+from .output import Rows, extent, finish, of_others, whose
 from .runs import Source, find, open_each, space_of
 from .subnets import costs_of
 
@@ -60,7 +60,7 @@ class Amplitude:
     def rows(self) -> Rows:
         """Main network, and least and greatest of the subnets."""
         cells = [
-            [n.label, n.norm[0], n.norm_deviation[0], min(n.norm[1:]), max(n.norm[1:])] for n in self.networks
+            [n.label, n.norm[0], n.norm_deviation[0], *extent(_others(n, n.norm))] for n in self.networks
         ]
         columns = ["L2 norm of the logits", "main network", "over images ±", "subnets: least", "greatest"]
         return Rows(columns, cells)
@@ -71,8 +71,8 @@ class Amplitude:
         for index, network in enumerate(self.networks):
             colour = f"C{index}"
             axes.scatter(
-                network.gflops[1:],
-                network.norm[1:],
+                _others(network, network.gflops),
+                _others(network, network.norm),
                 s=26,
                 alpha=0.7,
                 color=colour,
@@ -96,6 +96,11 @@ class Amplitude:
             x="GFLOPs per image (1e9 multiply-adds, forward)",
             y="L2 norm of the logits, mean over the images",
         )
+
+
+def _others(network: Network, values: Sequence[float]) -> list[float]:
+    """Of a run's values those of the subnets proper."""
+    return of_others(values, network.depths, network.depths[0])
 
 
 def amplitudes(logits: Sequence[Tensor]) -> Tensor:

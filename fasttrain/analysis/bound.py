@@ -25,7 +25,7 @@ from ..opening import Opened
 from ..subnets import Depths, depths_of
 from .kl import kl_to_first
 from .options import SubnetOptions
-from .output import Rows, finish, whose
+from .output import Rows, extent, finish, of_others, whose
 from .runs import Source, find, open_each, space_of
 
 
@@ -41,7 +41,8 @@ class Network:
     Attributes:
         label: of the run.
         main: mean probability that the main network gives to the right class.
-        depths: blocks per stage of each subnet.
+        full: blocks per stage of the main network, whose gap to itself no summary counts.
+        depths: of each subnet.
         gap: the main network's mean probability less each subnet's.
         kl: mean KL(main network || subnet) of each, nats.
         bound: of the gap's size, sqrt(kl / 2), at most 1.
@@ -49,6 +50,7 @@ class Network:
 
     label: str
     main: float
+    full: Depths
     depths: list[Depths]
     gap: list[float]
     kl: list[float]
@@ -65,7 +67,7 @@ class Bound:
     def rows(self) -> Rows:
         """The largest gap and the largest bound of each run."""
         cells = [
-            [n.label, f"{n.main:.3f}", f"{max(map(abs, n.gap)):.3f}", f"{max(n.bound):.3f}"]
+            [n.label, f"{n.main:.3f}", *(extent(values, ".3f")[1] for values in _others(n))]
             for n in self.networks
         ]
         columns = [
@@ -81,8 +83,7 @@ class Bound:
         axes = figure.add_subplot()
         for index, network in enumerate(self.networks):
             axes.scatter(
-                network.bound,
-                list(map(abs, network.gap)),
+                *_others(network)[::-1],
                 s=26,
                 alpha=0.7,
                 color=f"C{index}",
@@ -96,6 +97,12 @@ class Bound:
             x="bound: square root of half the mean KL(main network || subnet)",
             y="gap in the mean probability of the right class",
         )
+
+
+def _others(network: Network) -> list[list[float]]:
+    """Sizes of the gaps, and bounds, of the subnets proper."""
+    sizes = list(map(abs, network.gap))
+    return [of_others(values, network.depths, network.full) for values in (sizes, network.bound)]
 
 
 def sides(logits: Sequence[Tensor], targets: Tensor) -> Tensor:
@@ -132,6 +139,7 @@ def _network(source: Source, run: Opened, options: BoundOptions) -> Network:
     return Network(
         label=source.label,
         main=right[0],
+        full=run.network.depths,
         depths=[depths_of(subnet, len(run.network.depths)) for subnet in subnets[1:]],
         gap=[right[0] - each for each in right[1:]],
         kl=kl[1:],

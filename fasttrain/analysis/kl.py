@@ -24,7 +24,7 @@ from ..opening import Opened
 from ..subnets import Depths, Subnet, depths_of
 from ..trained import open_trained
 from .options import SubnetOptions
-from .output import Rows, beside, finish, whole_numbers, whose
+from .output import Rows, beside, extent, finish, of_others, whole_numbers, whose
 from .runs import Source, check_alike, folder_of, labels, open_each, space_of
 
 
@@ -54,47 +54,61 @@ class Kl:
     Attributes:
         statistics: whose batch-norm statistics the networks ran with.
         normalize: normalization of the logits.
-        depths: blocks per stage of each subnet.
+        full: blocks per stage of the main network, whose KL to itself no summary counts.
+        depths: of each subnet.
         points: by run, and there by step.
     """
 
     statistics: str
     normalize: str
+    full: Depths
     depths: list[Depths]
     points: list[Point]
 
     def rows(self) -> Rows:
         """Mean and range over the subnets, of each checkpoint."""
-        cells = [[f"{p.label}, step {p.step}", p.epoch, *_digits(p.kl)] for p in self.points]
+        cells = [
+            [f"{point.label}, step {point.step}", point.epoch, *_summary(kl)]
+            for point, kl in zip(self.points, self._of_others(), strict=True)
+        ]
         return Rows(["KL to the main network, nats", "epochs", "mean", "least", "greatest"], cells)
 
     def draw(self, figure: Any) -> None:
         """Mean and range over the subnets, over epochs."""
         axes = figure.add_subplot()
+        others = self._of_others()
         names = list(dict.fromkeys(point.label for point in self.points))
         for index, label in enumerate(names):
-            points = [point for point in self.points if point.label == label]
-            places = beside([point.epoch for point in points], index, len(names))
-            kept = [[kl for kl in point.kl if kl > 0] for point in points]  # the main network's own is 0
-            low, high = [min(kl, default=0) for kl in kept], [max(kl, default=0) for kl in kept]
+            drawn = [
+                (point.epoch, kl)
+                for point, kl in zip(self.points, others, strict=True)
+                if point.label == label and kl
+            ]
+            places = beside([epoch for epoch, _ in drawn], index, len(names))
+            low, high, mean = ([of(kl) for _, kl in drawn] for of in (min, max, fmean))
             axes.vlines(places, low, high, color=f"C{index}", alpha=0.3, linewidth=5)
-            axes.plot(places, [fmean(p.kl) for p in points], "o-", color=f"C{index}", label=f"{label}: mean")
+            axes.plot(places, mean, "o-", color=f"C{index}", label=f"{label}: mean")
         axes.plot([], [], color="grey", linewidth=5, alpha=0.3, label="least to greatest")
-        if any(kl > 0 for point in self.points for kl in point.kl):  # not of the main network alone
+        if any(value > 0 for kl in others for value in kl):
             axes.set_yscale("log")
         axes.margins(y=0.3)  # room for the legend
         whole_numbers(axes)
         logits = "" if self.normalize == "none" else f" by {self.normalize} logits"
         finish(
             axes,
-            title=f"KL of {len(self.depths)} subnets{logits}, batch-norm statistics {whose(self.statistics)}",
+            title=f"KL of {len(others[0])} subnets{logits}, batch-norm statistics {whose(self.statistics)}",
             x="epochs done at the checkpoint",
             y="KL(main network || subnet), nats per image",
         )
 
+    def _of_others(self) -> list[list[float]]:
+        """Of each point, the KL of the subnets proper."""
+        return [of_others(point.kl, self.depths, self.full) for point in self.points]
 
-def _digits(kl: Sequence[float]) -> list[str]:
-    return [f"{value:.3g}" for value in (fmean(kl), min(kl), max(kl))]
+
+def _summary(kl: Sequence[float]) -> list[str]:
+    """Mean, least and greatest."""
+    return [f"{fmean(kl):.3g}" if kl else "-", *extent(kl, ".3g")]
 
 
 def kl_to_first(logits: Sequence[Tensor]) -> Tensor:
@@ -111,15 +125,17 @@ def measure(runs: Sequence[Path], options: KlOptions) -> Kl:
     Raises:
         RunError: runs that cannot be opened, or are of different networks.
     """
+    full: Depths = ()
     depths: list[Depths] = []
     points = []
     for source, run in open_each(_checkpoints(runs, options), options):
         chosen = space_of(run, options)
-        depths = [depths_of(subnet, len(run.network.depths)) for subnet in chosen]
+        full = run.network.depths
+        depths = [depths_of(subnet, len(full)) for subnet in chosen]
         kl = _distances(run, chosen, options)
         epoch, step = source.trained.epoch or 0, source.trained.step or 0
         points.append(Point(source.label, str(source.trained.path), epoch, step, kl))
-    return Kl(options.statistics, options.normalize, depths, points)
+    return Kl(options.statistics, options.normalize, full, depths, points)
 
 
 def _checkpoints(runs: Sequence[Path], options: KlOptions) -> list[Source]:

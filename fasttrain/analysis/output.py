@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ..errors import ConfigError
+from ..subnets import Depths
 from ..telemetry.files import is_no_file, replace_bytes, write_json
 
 
@@ -97,6 +98,16 @@ def show(title: str, rows: Rows) -> None:
     for cells in rows.cells:
         table.add_row(*map(_text, cells))
     Console(width=None if Console().is_terminal else 110, highlight=False).print(table)
+
+
+def of_others(values: Sequence[float], depths: Sequence[Depths], full: Depths) -> list[float]:
+    """The values of the subnets proper: a space holds the main network too, which is compared with itself."""
+    return [value for value, own in zip(values, depths, strict=True) if own != full]
+
+
+def extent(values: Sequence[float], digits: str = ".2f") -> list[str]:
+    """Least and greatest, for a table; of nothing a dash each."""
+    return [f"{each:{digits}}" for each in (min(values), max(values))] if values else ["-", "-"]
 
 
 def _text(cell: object) -> str:

@@ -9,8 +9,9 @@ from typing import Annotated
 
 import tyro
 
+from ..effects import refuse_ignored
 from ..errors import ConfigError
-from .configure import configure
+from .configure import overridden
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,10 +60,12 @@ def compare(rest: list[str]) -> None:
         field = word.partition("=")[0].replace("_", "-")
         if field in OWN:
             raise ConfigError(f"{field} is set by the comparison; allowed: {OWN[field]}")
-    configs = {Path(name).stem: configure("compare", [name, *overrides]) for name in recipes}
-    if len(configs) < len(recipes):
+    pairs = {Path(name).stem: overridden("compare", [name, *overrides]) for name in recipes}
+    if len(pairs) < len(recipes):
         raise ConfigError(f"compare {' '.join(recipes)}; allowed: recipes and files of different names")
+    refuse_ignored(pairs.values())
     from ..comparison import compare, parse_budget
 
     budget = parse_budget(options.budget)
+    configs = {name: config for name, (_, config) in pairs.items()}
     compare(configs, budget, seeds=options.seeds, subnets=options.subnets, folder=options.output)

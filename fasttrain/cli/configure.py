@@ -8,21 +8,40 @@ from collections.abc import Iterable, Iterator
 import tyro
 
 from ..config import Config
+from ..effects import refuse_ignored
 from ..errors import ConfigError
 from ..recipes import RECIPES, recipe
 
 
 def configure(command: str, rest: list[str]) -> Config:
+    """The recipe with what overrides it.
+
+    Raises:
+        ConfigError: no recipe, a value that is not allowed, or one that has no effect.
+    """
+    start, config = overridden(command, rest)
+    refuse_ignored([(start, config)])
+    return config
+
+
+def overridden(command: str, rest: list[str]) -> tuple[Config, Config]:
+    """The recipe, and the same with what overrides it, whether that has an effect or not.
+
+    Raises:
+        ConfigError: no recipe, or a value that is not allowed.
+    """
     if not rest or rest[0].startswith("-"):
         raise ConfigError(f"{command} needs a recipe; allowed: {', '.join(RECIPES)}, or a run's config.json")
     overrides = [word for entry in rest[1:] for word in _RESUME.get(entry, (entry,))]
-    return tyro.cli(
+    start = recipe(rest[0])
+    config = tyro.cli(
         Config,
         prog=f"fasttrain {command} {rest[0]}",
         description=f"Recipe {rest[0]}: every field and its value there.",
-        default=recipe(rest[0]),
+        default=start,
         args=list(_spelled_out(overrides)),
     )
+    return start, config
 
 
 def _spelled_out(arguments: Iterable[str]) -> Iterator[str]:

@@ -107,16 +107,27 @@ class StatisticsGuard:
     def __init__(self, module: nn.Module) -> None:
         """Guard a module's floating-point buffers."""
         self.module = module
-        self._kept: list[tuple[Tensor, Tensor]] = []
+        self._kept: Tensor | None = None
 
     def keep(self) -> None:
         """Remember the buffers before a step."""
-        buffers = [each for each in self.module.buffers() if each.is_floating_point()]
-        self._kept = [(each, each.clone()) for each in buffers]
+        buffers = self._buffers()
+        self._kept = _flat(buffers) if buffers else None
 
     def take_back(self, norm: Tensor) -> None:
         """Decide on the device by the gradients' norm: nobody waits."""
-        finite = norm.isfinite()
-        for buffer, kept in self._kept:
-            buffer.copy_(torch.where(finite, buffer, kept))
-        self._kept = []
+        if self._kept is None:
+            return
+        buffers = self._buffers()
+        right = torch.where(norm.isfinite(), _flat(buffers), self._kept)
+        parts = right.split([each.numel() for each in buffers])
+        torch._foreach_copy_(buffers, [part.view_as(each) for part, each in zip(parts, buffers, strict=True)])
+        self._kept = None
+
+    def _buffers(self) -> list[Tensor]:
+        return [each for each in self.module.buffers() if each.is_floating_point()]
+
+
+def _flat(tensors: Iterable[Tensor]) -> Tensor:
+    """One copy of all values: a few launches, however many tensors."""
+    return torch.cat([each.flatten() for each in tensors])

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from .. import build, loading
+from .. import build, effects, loading
 from ..checkpoint import decode, load_state, restoring
 from ..checkpoint.archive import Archive
 from ..checkpoint.keeper import find_checkpoint
@@ -62,6 +62,7 @@ def check_run(config: Config, processes: int = 0, nodes: int = 1) -> list[str]:
     return [
         f"{config.recipe or 'run'}: {config.model.name}, {images}, {classes} classes, "
         f"{world} process{'es' if world > 1 else ''} with {local} image{'s' if local > 1 else ''} each",
+        *effects.notes(config),
         *notes,
     ]
 

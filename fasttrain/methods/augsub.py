@@ -60,6 +60,7 @@ class AugSub:
         self.options, self.seed, self.rank, self.kernels = options, seed, rank, kernels
         self.tree = PrefixTree([network.full])
         self.square = network.mask_square or options.mask_square
+        self.rounds_up = network.mask_rounds_up
 
     def plan(self, images: Tensor, small: Sequence[Tensor], *, epoch: int, step: int, part: int = 0) -> Plan:
         """The main network and the sub-model, each in a pass over the full-size batch."""
@@ -71,7 +72,7 @@ class AugSub:
         at = {"epoch": epoch, "step": step, "rank": self.rank, "part": part}
         rng = device_generator(images.device, self.seed, Stream.DROP, **at)
         if kind == "masking":
-            return Drop(kind, draw_mask(images, self.square, ratio, rng))
+            return Drop(kind, draw_mask(images, self.square, ratio, rng, rounds_up=self.rounds_up))
         return Drop(kind, rate=ratio, generator=rng)
 
     def loss(self, logits: Sequence[Sequence[Tensor]], plan: Plan, targets: Tensor) -> StimulativeLoss:
@@ -102,7 +103,9 @@ def _check_kind(network: StagedNetwork, kind: str) -> None:
         )
 
 
-def draw_mask(images: Tensor, square: int, ratio: float, rng: torch.Generator | None) -> Mask:
+def draw_mask(
+    images: Tensor, square: int, ratio: float, rng: torch.Generator | None, *, rounds_up: bool = False
+) -> Mask:
     """Of each image a random share `ratio` of the squares is hidden (`hidden_of`).
 
     Args:
@@ -110,11 +113,12 @@ def draw_mask(images: Tensor, square: int, ratio: float, rng: torch.Generator | 
         square: side of the squares, pixels.
         ratio: share that is hidden, in (0, 1).
         rng: on the images' device.
+        rounds_up: as of `hidden_of`.
     """
     count, _, height, width = images.shape
     squares = squares_of(height, width, square)
     noise = torch.rand(count, squares, generator=rng, device=images.device)
-    kept = squares - hidden_of(squares, ratio)
+    kept = squares - hidden_of(squares, ratio, rounds_up=rounds_up)
     return Mask(noise.argsort(1)[:, :kept], square, height, width)
 
 
@@ -123,6 +127,10 @@ def squares_of(height: int, width: int, square: int) -> int:
     return math.ceil(height / square) * math.ceil(width / square)
 
 
-def hidden_of(squares: int, ratio: float) -> int:
-    """How many of an image's squares are hidden: a share `ratio`, rounded down."""
-    return math.floor(ratio * squares)
+def hidden_of(squares: int, ratio: float, *, rounds_up: bool) -> int:
+    """How many of an image's squares are hidden: a share `ratio`, rounded up (`mask_rounds_up`) or down.
+
+    Of 7 x 7 squares half are, in the authors' code, 25 of a Swin transformer's and 24 of a ResNet's.
+    """
+    hidden = round(ratio * squares, 6)  # 0.29 * 100 is 28.999999999999996
+    return math.ceil(hidden) if rounds_up else math.floor(hidden)

@@ -74,7 +74,7 @@ class Supervision:
             weights=weights,
             supervision=supervision,
             normalize="none",
-            temperature=self.options.temperature,
+            temperature=self.options.distillation_temperature,
             main_weight=main,
             label_smoothing=self.options.label_smoothing,
             kernels=self.kernels,

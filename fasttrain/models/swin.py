@@ -21,6 +21,8 @@ class SwinTransformer(StagedNetwork):
     timm's `dynamic_img_size` does.
     """
 
+    mask_rounds_up = True
+
     def __init__(self, source: TimmSwinTransformer) -> None:
         """Take over `source`, made with `dynamic_img_size`, which must not be used afterwards."""
         super().__init__()

@@ -22,6 +22,8 @@ class VisionTransformer(StagedNetwork):
     (bicubic, antialiased), as timm's `dynamic_img_size` does.
     """
 
+    mask_rounds_up = True
+
     def __init__(self, source: TimmVisionTransformer) -> None:
         """Take over `source`, made with `dynamic_img_size`, which must not be used afterwards."""
         super().__init__()

@@ -70,7 +70,7 @@ def demo_selfdistill() -> Config:
     """Handwritten digits, ResNet-20, self-distillation (Zhang et al. 2019): shallow classifiers follow it."""
     return _demo(
         "demo-selfdistill",
-        Method(name="self_distillation", distillation=0.1, temperature=3.0),  # of the authors' code
+        Method(name="self_distillation", distillation=0.1, distillation_temperature=3.0),  # its authors' code
     )
 
 

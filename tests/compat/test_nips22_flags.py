@@ -13,6 +13,7 @@ from fasttrain.cli.configure import configure
 from fasttrain.compat.nips22 import Flags, equivalent
 from fasttrain.compat.nips22.flags import CHOICES, parse
 from fasttrain.config import Config, Method, to_dict
+from fasttrain.effects import ignored
 from fasttrain.errors import ConfigError
 from fasttrain.recipes import RECIPES, recipe
 from fasttrain.recipes.imagenet import FAST_SIZES
@@ -347,3 +348,21 @@ def test_help_has_every_flag(capsys: pytest.CaptureFixture[str]) -> None:
     assert status == 0
     for name in (*(field.name for field in fields(Flags)), "data", "fast", "print-command"):
         assert f"--{name}" in out
+
+
+@pytest.mark.parametrize(
+    ("flags", "field"),
+    [
+        ("--direct_KD_esm --direct_KD_ema 0.5", "method.ensemble"),
+        ("--light_coef 0", "data.published_lighting"),
+        ("--jitter_coef 0", ""),
+    ],
+)
+@pytest.mark.parametrize("fast", [False, True])
+def test_flags_that_nothing_reads_are_no_part_of_the_command(flags: str, field: str, fast: bool) -> None:
+    """`train` would refuse them."""
+    found = equivalent(flags.split(), fast=fast)
+    assert configure("train", found.words) == found.config
+    assert list(ignored(found.config)) == []
+    if field:
+        assert flat(found.config)[field] == flat(Config())[field]

@@ -16,8 +16,10 @@ from fasttrain.step import StepResult, TrainStep
 from tests.networks import tiny_images, tiny_resnet
 from tests.test_optim import IMPLEMENTATIONS
 
+FP32 = Precision("fp32", "cpu")
 
-def build_step(allowed: int = 0, **optim: object) -> TrainStep:
+
+def build_step(allowed: int = 0, precision: Precision = FP32, **optim: object) -> TrainStep:
     config = Config(
         data=Data(crop=32, val_crop=32, val_resize=32),
         method=Method(subnets=2, normalize="layer_norm"),
@@ -25,7 +27,7 @@ def build_step(allowed: int = 0, **optim: object) -> TrainStep:
         run=Run(batch=4, epochs=2, skip_nonfinite=allowed),
     )
     network = tiny_resnet((2, 2)).float().train()
-    return build.build_step(config, network, Process(0, 1, torch.device("cpu")), Precision("fp32", "cpu"), 4)
+    return build.build_step(config, network, Process(0, 1, torch.device("cpu")), precision, 4)
 
 
 def train(step: TrainStep, index: int, *, poison: bool = False) -> StepResult:

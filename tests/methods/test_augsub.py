@@ -391,6 +391,38 @@ def test_a_mask_hides_its_share_of_each_image(side: int, square: int, ratio: flo
     assert mask.visible(side // square, side // square).sum((1, 2)).tolist() == [kept] * 9
 
 
+@pytest.mark.parametrize(
+    ("make", "side", "square", "ratio", "kept"),
+    [
+        (tiny_swin, 224, 32, 0.5, 24),  # the authors keep int(49 * (1 - 0.5))
+        (lambda: tiny_vit(), 80, 16, 0.5, 12),
+        (lambda: tiny_resnet(LAYERS), 224, 32, 0.5, 25),  # and of a ResNet hide so many
+        (lambda: TINY["mobilenet"](LAYERS), 224, 32, 0.5, 25),
+        (tiny_swin, 80, 8, 0.29, 71),  # 0.29 * 100 is 28.999999999999996
+        (lambda: tiny_resnet(LAYERS), 80, 8, 0.29, 71),
+    ],
+)
+def test_shares_are_rounded_as_the_authors_round_them(
+    make: Callable[[], StagedNetwork], side: int, square: int, ratio: float, kept: int
+) -> None:
+    method = augsub(make(), mask_square=square, drop_ratio=ratio)
+    drop = method.plan(torch.empty(2, 3, side, side), (), epoch=0, step=0).drops[1]
+    assert drop is not None
+    assert drop.kept == kept
+
+
+def test_a_mask_that_hides_all_is_refused() -> None:
+    config = Config(
+        method=Method(name="augsub", drop_ratio=0.95),
+        data=Data(crop=64, val_crop=64, val_resize=64),
+        model=Model(name="vit_tiny_patch16_224"),
+    )
+    with pytest.raises(
+        ConfigError, match=r"drop_ratio is 0\.95; allowed: at most 15/16, since .* 16 squares"
+    ):
+        build.build_network(config, 10, CPU)
+
+
 def test_every_square_is_kept_as_often_as_its_share() -> None:
     mask = draw_mask(torch.empty(4000, 3, 8, 8), 2, 0.25, torch.Generator().manual_seed(1))
     share = mask.visible(4, 4).double().mean(0)

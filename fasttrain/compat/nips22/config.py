@@ -9,6 +9,7 @@ from typing import Any
 
 from ...command import command, nearest_recipe
 from ...config import Config, Data, Evaluation, Method, Model, Optim, Run
+from ...effects import cleared
 from ...errors import ConfigError
 from ...recipes import RECIPES
 from ...recipes.imagenet import as_fast, as_published, rn50_ct_200
@@ -89,6 +90,7 @@ def equivalent(argv: Sequence[str], data: str = "", *, fast: bool = False) -> Eq
     if fast:
         told += _kept_from_fast(config)
         config = as_fast(config)
+    config = cleared(config)  # the published code takes flags that nothing reads
     base = nearest_recipe(config, [name for name in RECIPES if name.endswith("-published") != fast])
     return Equivalent(replace(config, recipe=base), command(config, base), told)
 
