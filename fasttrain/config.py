@@ -228,7 +228,7 @@ class Model:
     ...), ViT, DeiT, ConvNeXt, RegNet, Swin, PVT v2 or DenseNet by its name there,
     cifar_resnet20/32/44/56/110, cifar_resnet50 or cifar_mobilenetv3_large."""
     weights: str = ""
-    """A state dict to start from (timm's and torchvision's names); empty: random initialization."""
+    """A file of weights to start from, or FILE#KEY, for those under KEY in it; empty: random weights."""
     new_head: bool = False
     """Take all of `weights` but the classifier, which starts at random: for other classes."""
     drop_path: float = 0.0

@@ -17,7 +17,6 @@ from .file import (
     restoring,
     save,
     save_manifest,
-    state_dict_of,
     write_whole,
 )
 
@@ -38,6 +37,5 @@ __all__ = [
     "restoring",
     "save",
     "save_manifest",
-    "state_dict_of",
     "write_whole",
 ]

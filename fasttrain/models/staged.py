@@ -34,6 +34,7 @@ class StagedNetwork(nn.Module, ABC):
         multiple: the sides of images are multiples of it, pixels.
         num_classes: outputs of the classifier.
         mask_square: side of the squares that a mask is made of, pixels; 0: any.
+        origin: which of several sets of weights in a file it started from, as a line; else empty.
     """
 
     name: str = ""
@@ -41,6 +42,7 @@ class StagedNetwork(nn.Module, ABC):
     multiple: int = 1
     num_classes: int
     mask_square: int = 0
+    origin: str = ""
 
     @property
     @abstractmethod
