@@ -243,7 +243,7 @@ def load_state(network: nn.Module, state: dict[str, Any], path: Path) -> None:
         CheckpointError: another architecture or number of classes.
     """
     wanted = network.state_dict()
-    check_names(wanted, state, path)
+    check_names(wanted.keys(), state.keys(), path)
     for name, tensor in wanted.items():
         given = state[name]
         if not isinstance(given, torch.Tensor) or given.shape != tensor.shape:
@@ -294,14 +294,14 @@ def _plain_classes() -> list[Any]:
     NumPy's numbers, such as an accuracy.
     """
     scalar = np.float64(0).__reduce__()[0]
-    numbers = [type(np.dtype(kind)) for kind in ("?", "b", "B", "h", "H", "i", "I", "q", "Q", "e", "f", "d")]
+    numbers = [type(np.dtype(kind)) for kind in "?bBhHiIlLqQefd"]
     names = [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]  # NumPy 1 and 2
     return [argparse.Namespace, np.dtype, *numbers, *names]
 
 
 def _refused(error: str, path: Path) -> str:
     """Why torch's reader of weights refused a file, in our words, and what to do."""
-    found = re.search(r"GLOBAL (\S+)", error)
+    found = re.search(r"(?:GLOBAL |got <class ')([\w.]+)", error)
     if found is None:
         return f"{path} is damaged, or no file that torch.save wrote"
     refused = f"{path} holds more than tensors and plain values: {found[1][:100]}, whose code is never run"

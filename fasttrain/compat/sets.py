@@ -1,16 +1,16 @@
 """The sets of weights in one file: raw ones and their averages, under many programs' keys and prefixes.
 
 A set is a mapping of names to tensors at some depth of the file, or the part of one below a prefix of its
-names (`model.`, `ema_model.module.`). The names decide which sets are of a network; an average is taken before
-raw weights, since it is what its program evaluates. `FILE#KEY` takes the set under KEY.
+names (`model.`, `ema_model.module.`). The names decide which sets are of a network; an average is taken
+before raw weights, since it is what its program evaluates. `FILE#KEY` takes the set under KEY.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Set
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +32,25 @@ _WHOLE = "."
 
 @dataclass(frozen=True, slots=True)
 class _Set:
-    """Weights under a network's names, the key that they are found by, and whether they are an average."""
+    """Weights under a network's names, the key that they are found by, whether they are an average, and
+    whether they are the network's, as far as names tell.
+    """
 
     key: str
     weights: dict[str, Any]
     average: bool
+    fits: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Names:
+    """Of a network's state dict, and those among them that a file may lack."""
+
+    all: Set[str]
+    optional: frozenset[str]
+
+    def fit(self, weights: Mapping[str, Any]) -> bool:
+        return self.all - self.optional <= weights.keys() <= self.all
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,23 +86,24 @@ def take(
             architecture.
     """
     names = network.state_dict().keys()
-    found = list(_sets(network, content, names, without))
+    found = list(_sets(network, content, _Names(names, frozenset(without))))
     if not found:
         raise CheckpointError(f"{path} holds no weights, which are tensors by their names; {_has(content)}")
-    fitting = [each for each in found if _fits(each, names, without)]
+    fitting = [each for each in found if each.fits]
     if key:
-        named = [each for each in found if each.key == key]
-        if not named:
+        below = [each for each in found if each.key == key] or [
+            each for each in fitting if each.key.startswith(f"{key}.")
+        ]
+        if len(below) != 1:
             held = ", ".join(dict.fromkeys(each.key for each in fitting or found))
             raise CheckpointError(f"{path} holds no weights under {key[:100]}; allowed: {held[:300]}")
-        check_names(names, named[0].weights, path, without)
-        return Taken(named[0].weights, "")
+        check_names(names, below[0].weights.keys(), path, without)
+        return Taken(below[0].weights, "")
     if not fitting:
         nearest = max(found, key=lambda each: len(names & each.weights.keys()))
-        where = "" if nearest.key == _WHOLE else f" (under {nearest.key})"
-        check_names(names, nearest.weights, path, without, where)
+        check_names(names, nearest.weights.keys(), path, without, nearest.key)
     chosen = _choose(fitting, path)
-    return Taken(chosen.weights, _note(chosen, fitting, found, names, path))
+    return Taken(chosen.weights, _note(chosen, found, names, path))
 
 
 def _choose(fitting: list[_Set], path: Path) -> _Set:
@@ -109,9 +124,9 @@ def _choose(fitting: list[_Set], path: Path) -> _Set:
     return best[0]
 
 
-def _note(chosen: _Set, fitting: list[_Set], found: list[_Set], names: Collection[str], path: Path) -> str:
+def _note(chosen: _Set, found: list[_Set], names: Set[str], path: Path) -> str:
     """Which set is taken, and how another is, where there are others."""
-    others = ", ".join(f"{path}#{each.key}" for each in fitting if each is not chosen)
+    others = ", ".join(f"{path}#{each.key}" for each in found if each.fits and each is not chosen)
     if others:
         kind = "average of the weights" if chosen.average else "weights"
         return f"takes the {kind} under {chosen.key} in {path}; others that it holds: {others}"
@@ -124,22 +139,18 @@ def _note(chosen: _Set, fitting: list[_Set], found: list[_Set], names: Collectio
 
 
 def check_names(
-    wanted: Collection[str],
-    given: Collection[str],
-    path: Path,
-    without: Collection[str] = (),
-    where: str = "",
+    wanted: Set[str], given: Set[str], path: Path, without: Collection[str] = (), key: str = _WHOLE
 ) -> None:
-    """Whether weights have the names of a network.
+    """Whether weights, which lie under a key of a file, have the names of a network.
 
     Raises:
         CheckpointError: they lack some, or have others besides.
     """
-    missing = sorted(set(wanted) - set(given) - set(without))
-    extra = sorted(set(given) - set(wanted))
+    missing, extra = sorted(wanted - given - set(without)), sorted(given - wanted)
     told = [f"{verb} {_some(them)}" for verb, them in (("lacks", missing), ("has", extra)) if them]
     if told:
         besides = "" if missing else " besides"
+        where = "" if key == _WHOLE else f" under {key}"
         raise CheckpointError(f"{path} is of another architecture: it {' and '.join(told)}{besides}{where}")
 
 
@@ -154,27 +165,35 @@ def _has(content: Any) -> str:
     return f"it has: {', '.join(keys) or 'nothing'}{', ...' if len(content) > len(keys) else ''}"
 
 
-def _fits(each: _Set, names: Collection[str], without: Collection[str]) -> bool:
-    return set(names) - set(without) <= each.weights.keys() <= set(names)
-
-
-def _sets(
-    network: StagedNetwork, content: Any, names: Collection[str], without: Collection[str]
-) -> Iterator[_Set]:
-    """All sets of a file, also those that do not fit; a set that does not fit, and its parts that do."""
+def _sets(network: StagedNetwork, content: Any, names: _Names) -> Iterator[_Set]:
+    """All sets of a file; of a mapping that is not of the network its parts that are, or else itself."""
     swapped = _keeps_averages_as_weights(content)
-    for key, tensors in _mappings(content):
-        plain = key or _WHOLE
+
+    def part_of(key: str, tensors: Mapping[str, Tensor], inside_average: bool = False) -> _Set:
         average = key.startswith("state_dict") if swapped else bool(_AVERAGE.search(key))
-        average = average or "n_averaged" in tensors
-        whole = _Set(plain, to_ours(network, tensors), average)
-        yield whole
-        if not _fits(whole, names, without):
-            for part_key, part in _parts(key, tensors, len(names) // 2):
-                weights = to_ours(network, part)
-                each = _Set(part_key or plain, weights, average or bool(_AVERAGE.search(part_key)))
-                if _fits(each, names, without):
-                    yield each
+        average = average or inside_average or "n_averaged" in tensors
+        weights = to_ours(network, tensors)
+        return _Set(key or _WHOLE, weights, average, names.fit(weights))
+
+    def resolve(key: str, tensors: Mapping[str, Tensor], whole: _Set, depth: int = _DEPTH) -> list[_Set]:
+        if whole.fits or not depth:
+            return [whole]
+        joined, parts = _parts(tensors)
+        together = part_of(key, joined, whole.average)
+        if together.fits:
+            return [together]
+        fitting: list[_Set] = []
+        for first, part in parts.items():
+            if 2 * len(part) > len(names.all):
+                part_key = f"{key}.{first}" if key else first
+                inner = resolve(part_key, part, part_of(part_key, part, whole.average), depth - 1)
+                fitting += [each for each in inner if each.fits]
+        if len(fitting) == 1:  # so the key of the whole tells it
+            return [replace(fitting[0], key=whole.key)]
+        return fitting or [whole]
+
+    for key, tensors in _mappings(content):
+        yield from resolve(key, tensors, part_of(key, tensors))
 
 
 def _keeps_averages_as_weights(content: Any) -> bool:
@@ -198,31 +217,17 @@ def _mappings(content: Any, key: str = "", depth: int = _DEPTH) -> Iterator[tupl
             yield from _mappings(value, f"{key}.{name}" if key else name, depth - 1)
 
 
-def _parts(
-    key: str, tensors: Mapping[str, Tensor], least: int, depth: int = _DEPTH
-) -> Iterator[tuple[str, dict[str, Tensor]]]:
-    """What lies below each first word of the names, and below each two; or below all of them together, as
-    `backbone.` and `head.`, under the key itself.
-
-    Args:
-        key: of the whole.
-        tensors: of the whole.
-        least: parts of fewer tensors are left out.
-        depth: how many words.
+def _parts(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, dict[str, Tensor]]]:
+    """What lies below the first words of the names: of all of them together, such as `backbone.` and `head.`,
+    unless two would have one name, and of each.
     """
-    split = {name: name.partition(".") for name in tensors}
     parts: dict[str, dict[str, Tensor]] = {}
-    joined = {}
-    for name, (first, _, rest) in split.items():
+    for name, tensor in tensors.items():
+        first, _, rest = name.partition(".")
         if rest:
-            parts.setdefault(first, {})[rest] = joined[rest] = tensors[name]
-    if len(parts) > 1 and len(joined) == sum(map(len, parts.values())):
-        yield key, joined
-    for first, part in parts.items():
-        if len(part) > least and depth:
-            part_key = f"{key}.{first}" if key else first
-            yield part_key, part
-            yield from _parts(part_key, part, least, depth - 1)
+            parts.setdefault(first, {})[rest] = tensor
+    joined = {name: tensor for part in parts.values() for name, tensor in part.items()}
+    return (joined if len(joined) == sum(map(len, parts.values())) else {}), parts
 
 
 def classes_of(content: Any, outputs: int) -> tuple[str, ...]:
