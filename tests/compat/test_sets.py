@@ -1,4 +1,4 @@
-"""Many programs' ways to keep weights and their averages in one file: which set is taken, and what is said."""
+"""Many programs' ways to keep weights and averages in one file: which set is taken, and what is said."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def always(label: int) -> StagedNetwork:
     torch.manual_seed(label)
     network = create_model("cifar_resnet20", 3)
     with torch.no_grad():
-        network.fc.bias.copy_(100 * torch.eye(3)[label])  # type: ignore[union-attr, operator, arg-type]
+        network.fc.bias.copy_(100 * torch.eye(3)[label])  # type: ignore[union-attr, operator]
     return network
 
 
