@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,25 +59,50 @@ def build_optimizer(
     return torch.optim.SGD(parameters, **options, **momentum)  # type: ignore[arg-type]
 
 
-def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Take over another optimizer's state, but for its implementation: fused and foreach stay as they are.
+def load_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
+    """Take over another optimizer's moments, learning rate and step; its other options stay as they are.
 
     Raises:
-        ValueError: it is of parameters of other shapes.
+        ValueError: it is of other parameters, or holds what no optimizer of the kind has.
     """
-    own = [{key: group[key] for key in IMPLEMENTATION & group.keys()} for group in optimizer.param_groups]
-    groups = [{**saved, **options} for saved, options in zip(state["param_groups"], own, strict=True)]
-    optimizer.load_state_dict({**state, "param_groups": groups})
-    for parameter, own_state in optimizer.state.items():
-        for name, value in own_state.items():
-            if isinstance(value, Tensor) and value.ndim and value.shape != parameter.shape:
-                raise ValueError(
-                    f"{name} has shape {tuple(value.shape)}, the parameter {tuple(parameter.shape)}"
-                )
+    own, groups = optimizer.state_dict()["param_groups"], state["param_groups"]
+    if [group["params"] for group in own] != [group["params"] for group in groups]:
+        raise ValueError("its optimizer has other parameters")
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for number, moments in state["state"].items():
+        if not 0 <= number < len(parameters):
+            raise ValueError(f"its optimizer has a parameter {number}; there are {len(parameters)}")
+        _check_moments(optimizer, moments, parameters[number].shape)
+    merged = [{**group, **_changing(saved)} for group, saved in zip(own, groups, strict=True)]
+    optimizer.load_state_dict({"state": state["state"], "param_groups": merged})
 
 
-IMPLEMENTATION = {"fused", "foreach"}
-"""Options of torch's optimizers that change nothing but the speed."""
+def _changing(group: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a group that change in training; the others are the configuration's."""
+    found = {name: group[name] for name in ("lr", "step") if name in group}
+    for name, value in found.items():
+        if not 0 <= float(value) < math.inf:
+            raise ValueError(f"its optimizer's {name} is {value}; allowed: 0 or more")
+    return found
+
+
+_MOMENTS = {"AdamW": {"exp_avg", "exp_avg_sq", "step"}, "Lamb": {"exp_avg", "exp_avg_sq"}}
+"""What an optimizer keeps of a parameter; SGD: its momentum."""
+
+
+def _check_moments(
+    optimizer: torch.optim.Optimizer, moments: Mapping[str, Tensor], shape: torch.Size
+) -> None:
+    """Raises ValueError unless an optimizer could have made them."""
+    wanted = _MOMENTS.get(type(optimizer).__name__, {"momentum_buffer"})
+    if moments and moments.keys() != wanted:
+        raise ValueError(f"its optimizer keeps {', '.join(moments)}; allowed: {', '.join(sorted(wanted))}")
+    for name, value in moments.items():
+        expected = () if name == "step" else tuple(shape)
+        if tuple(value.shape) != expected:
+            raise ValueError(f"{name} has shape {tuple(value.shape)}, the parameter {expected}")
+        if not value.is_floating_point() or not bool(value.isfinite().all()):
+            raise ValueError(f"its optimizer's {name} holds what is no finite number")
 
 
 def choose_impl(optim: Optim, device: torch.device) -> str:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from . import __version__, build, checkpoint
+from .checkpoint import schema
 from .checkpoint.archive import Archive
 from .compat.sets import classes_of, split_key, take
 from .config import Config, Run, from_dict, to_dict
@@ -79,7 +80,6 @@ class Trained:
         with checkpoint.restoring(self.path):
             network.keep(self.depths)
             checkpoint.load_state(network, self.weights, self.path)
-        checkpoint.check_finite(network, self.path)
         return network
 
     def check_classes(self, images: ImageFolder) -> None:
@@ -121,8 +121,13 @@ def open_trained(path: Path, which: str = "best", recipe_name: str = "") -> Trai
     return _from_checkpoint(path, key)
 
 
+_READ = ("config", "classes", "position", "evaluated", "main", "network", "ema")
+"""What of a training checkpoint is read here."""
+
+
 def _from_checkpoint(path: Path, key: str) -> Trained:
     state = checkpoint.load(path)  # compared with its manifest
+    schema.check(state, path, _READ)
     with checkpoint.restoring(path):
         config, position, main = from_dict(state["config"]), state["position"], state.get("main")
         evaluated = state.get("evaluated") == position["global_step"] and not key

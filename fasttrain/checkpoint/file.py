@@ -221,37 +221,46 @@ def load_weights(network: StagedNetwork, path: Path, *, keep: Collection[str] = 
     with restoring(path):
         taken = take(network, content, path, key, without=keep)
         load_state(network, taken.weights | {name: own[name] for name in keep}, path)
-    check_finite(network, path)
     return taken.note
 
 
-def check_finite(network: nn.Module, path: Path) -> None:
-    """Whether weights that were loaded are numbers: with others a network answers, and says nothing.
+def load_state(network: nn.Module, state: Mapping[str, Any], path: Path) -> None:
+    """`load_state_dict` with a message that names the file and the first thing that does not fit.
 
     Raises:
-        CheckpointError: one is NaN or infinite.
+        CheckpointError: another architecture or number of classes, or values that are no numbers: with them
+            a network answers, and says nothing.
     """
-    for name, tensor in network.state_dict().items():
+    check_tensors(network.state_dict(), state, path)
+    network.load_state_dict(state)
+    for name, tensor in network.state_dict().items():  # as they are in the network's own type
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
             raise CheckpointError(f"{path} holds NaN or infinite values in {name}; allowed: finite weights")
 
 
-def load_state(network: nn.Module, state: dict[str, Any], path: Path) -> None:
-    """`load_state_dict` with a message that names the file and the first thing that does not fit.
+def check_tensors(wanted: Mapping[str, Tensor], state: Mapping[str, Any], path: Path) -> None:
+    """Whether a state holds tensors of these names, shapes and kinds of numbers.
 
     Raises:
-        CheckpointError: another architecture or number of classes.
+        CheckpointError: it does not; the message names the first that does not fit.
     """
-    wanted = network.state_dict()
     check_names(wanted.keys(), state.keys(), path)
     for name, tensor in wanted.items():
         given = state[name]
-        if not isinstance(given, torch.Tensor) or given.shape != tensor.shape:
+        if not isinstance(given, Tensor) or given.shape != tensor.shape:
             shape = tuple(getattr(given, "shape", ()))
             raise CheckpointError(
                 f"{path} does not fit: {name} has shape {shape}, the network's is {tuple(tensor.shape)}"
             )
-    network.load_state_dict(state)
+        if given.is_complex() or not (tensor.is_floating_point() or _holds(given, tensor.dtype)):
+            raise CheckpointError(
+                f"{path} does not fit: {name} has values of {given.dtype} that {tensor.dtype} does not hold"
+            )
+
+
+def _holds(tensor: Tensor, dtype: torch.dtype) -> bool:
+    """Whether the values of a tensor stay what they are in a type of whole numbers."""
+    return torch.equal(tensor.to(dtype).to(tensor.dtype), tensor)
 
 
 def parse(path: Path) -> Any:
