@@ -233,7 +233,16 @@ def load_state(network: nn.Module, state: Mapping[str, Any], path: Path) -> None
     """
     check_tensors(network.state_dict(), state, path)
     network.load_state_dict(state)
-    for name, tensor in network.state_dict().items():  # as they are in the network's own type
+    check_finite(network.state_dict(), path)  # as they are in the network's own type
+
+
+def check_finite(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Whether what was loaded is all numbers.
+
+    Raises:
+        CheckpointError: one is NaN or infinite.
+    """
+    for name, tensor in tensors.items():
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
             raise CheckpointError(f"{path} holds NaN or infinite values in {name}; allowed: finite weights")
 

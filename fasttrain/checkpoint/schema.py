@@ -8,7 +8,7 @@ compared where these are restored.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -137,25 +137,31 @@ def _or_empty(field: Check) -> Check:
     return lambda value, name: "" if value == {} else field(value, name)
 
 
-def _tensor(shape: Sequence[int] | None = None, *, floating: bool = False) -> Check:
+def _tensor(value: Any, name: str) -> str:
+    """A tensor; its shape is looked at where it is restored."""
+    return "" if isinstance(value, Tensor) else _wrong(value, name, "a tensor")
+
+
+def _vector(length: int) -> Check:
+    """So many finite numbers."""
+
     def look(value: Any, name: str) -> str:
-        fits = isinstance(value, Tensor) and (not floating or value.is_floating_point())
-        fits = fits and (shape is None or tuple(value.shape) == tuple(shape))
-        size = "" if shape is None else f" of shape {tuple(shape)}"
-        return "" if fits else _wrong(value, name, f"a{' floating-point' if floating else ''} tensor{size}")
+        fits = isinstance(value, Tensor) and tuple(value.shape) == (length,) and not value.is_complex()
+        fits = fits and bool(value.isfinite().all())
+        return "" if fits else _wrong(value, name, f"{length} finite numbers in a tensor")
 
     return look
 
 
-_COUNT, _PERCENT, _TENSORS = _whole(), _real(0, 100), _each(str, _tensor())
+_COUNT, _PERCENT, _TENSORS = _whole(), _real(0, 100), _each(str, _tensor)
 _RANDOM = _fields(
     python=_row(_whole(3, 3), _rows(_whole(0, 2**32 - 1), least=625), _or_nothing(_real(-1e3, 1e3))),
-    numpy=_row(_tensor((624,)), _whole(0, 624), _whole(0, 1), _real(-1e3, 1e3)),
-    torch=_tensor(),
-    cuda=_or_nothing(_tensor()),
+    numpy=_row(_vector(624), _whole(0, 624), _whole(0, 1), _real(-1e3, 1e3)),
+    torch=_tensor,
+    cuda=_or_nothing(_tensor),
 )
 _INTERVAL = _fields(
-    sums=_tensor((7,), floating=True),  # of losses, so any number
+    sums=_vector(7),
     steps=_COUNT,
     images=_COUNT,
     flops=_real(),
@@ -184,7 +190,7 @@ _STATE: dict[str, Check] = {
     "network": _TENSORS,
     "auxiliary": _or_nothing(_TENSORS),
     "optimizer": _fields(
-        state=_each(int, _each(str, _tensor())),
+        state=_each(int, _each(str, _tensor)),
         param_groups=_rows(_fields(params=_rows(_COUNT))),
     ),
     "ema": _or_nothing(_TENSORS),

@@ -166,17 +166,19 @@ class State:
             if self.step.ema is not None:
                 checkpoint.load_state(self.step.ema, state["ema"], path)
             self.loader.load_state_dict(state["loader"])
-            self.step.check.skipped = int(state["skipped"])
+            self.step.check.skipped = state["skipped"]
             self._restore_progress(state)
             self._restore_own(state["ranks"], path)
 
     def _restore_progress(self, state: Mapping[str, Any]) -> None:
         progress = self.progress
         progress.position = self._checked(Position(**state["position"]))
-        progress.evaluated = int(state["evaluated"])
+        progress.evaluated = state["evaluated"]
+        if progress.evaluated > progress.position.global_step:
+            raise ValueError(f"it was evaluated at step {progress.evaluated}, which is still to come")
         progress.main = None if state["main"] is None else Accuracy(**state["main"])
         progress.best = float(state["best"])
-        progress.images, progress.seconds = int(state["trained"][0]), float(state["trained"][1])
+        progress.images, progress.seconds = state["trained"][0], float(state["trained"][1])
 
     def _checked(self, position: Position) -> Position:
         """The position, if this run has it: another batch or data set has other steps per epoch."""
@@ -238,6 +240,7 @@ def _load_buffers(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], path
     checkpoint.check_tensors(ours, theirs, path)
     for name, buffer in ours.items():
         buffer.copy_(theirs[name])
+    checkpoint.check_finite(ours, path)
 
 
 def _mean(ranks: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
