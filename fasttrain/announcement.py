@@ -42,6 +42,8 @@ def announce(
             f", but a new classifier ({', '.join(network.classifier_names)})" if config.model.new_head else ""
         )
         yield f"starts from the weights in {config.model.weights}{head}"
+    if network.origin:
+        yield network.origin
     yield _implementations(config, process, network)
     yield from effects.notes(config)
     yield from square_notes(config.method, network)

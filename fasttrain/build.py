@@ -113,7 +113,9 @@ def _take_weights(config: Config, network: StagedNetwork) -> None:
         return
     classifier = network.classifier_names
     try:
-        load_weights(network, Path(config.model.weights), keep=classifier if config.model.new_head else ())
+        network.origin = load_weights(
+            network, Path(config.model.weights), keep=classifier if config.model.new_head else ()
+        )
     except CheckpointError as error:
         if any(f": {name} has shape" in str(error) for name in classifier):
             raise CheckpointError(f"{error}; for other classes: --model.new-head") from None

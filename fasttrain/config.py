@@ -41,7 +41,7 @@ def _check(ok: bool, name: str, value: Any, allowed: str) -> None:
 def _check_types(section: Any) -> None:
     """Each field's value against its annotation: JSON files and callers are not type-checked."""
     prefix = type(section).__name__.lower()
-    for name, hint in _hints(type(section)).items():
+    for name, hint in _hints(type(section)).items():  # type: ignore[arg-type]  # mypy: unhashable
         value = getattr(section, name)
         allowed = _allowed(hint, value)
         if allowed:
@@ -235,7 +235,7 @@ class Model:
     ...), ViT, DeiT, ConvNeXt, RegNet, Swin, PVT v2 or DenseNet by its name there,
     cifar_resnet20/32/44/56/110, cifar_resnet50 or cifar_mobilenetv3_large."""
     weights: str = ""
-    """A state dict to start from (timm's and torchvision's names); empty: random initialization."""
+    """A file of weights to start from, or FILE#KEY, for those under KEY in it; empty: random weights."""
     new_head: bool = False
     """Take all of `weights` but the classifier, which starts at random: for other classes."""
     drop_path: float = 0.0

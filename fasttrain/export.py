@@ -91,7 +91,7 @@ def export(
     if form == "onnx" and side:
         network.check_sides("--side", [side])
     config = for_evaluation(trained.config, train, val, 0, device)
-    lines, is_subnet = [], network.depths != trained.depths
+    lines, is_subnet = [trained.note] if trained.note else [], network.depths != trained.depths
     if is_subnet:
         trained = replace(trained, depths=network.depths, top1=None)
     if statistics == "auto":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -100,28 +100,52 @@ def _zeros(name: str, parameter: Tensor, group: Mapping[str, Any]) -> Tensor:
     return torch.zeros((), dtype=torch.float32, device=parameter.device if group["fused"] else "cpu")
 
 
-def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Take over another optimizer's state, but for its implementation: fused and foreach stay as they are.
+def load_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
+    """Take over another optimizer's moments, learning rate and step; its other options stay as they are.
 
     What it lacks (checkpoints from before the first step that was not left out) is as before that step.
 
     Raises:
-        ValueError: it is of parameters of other shapes, or lacks a part of what a parameter has.
+        ValueError: it is of other parameters, or holds what no optimizer of the kind has.
     """
-    own = [{key: group[key] for key in IMPLEMENTATION & group.keys()} for group in optimizer.param_groups]
-    groups = [{**saved, **options} for saved, options in zip(state["param_groups"], own, strict=True)]
-    optimizer.load_state_dict({**state, "param_groups": groups})
-    for parameter, own_state in optimizer.state.items():
-        for name, value in own_state.items():
-            if isinstance(value, Tensor) and value.ndim and value.shape != parameter.shape:
-                raise ValueError(
-                    f"{name} has shape {tuple(value.shape)}, the parameter {tuple(parameter.shape)}"
-                )
+    own, groups = optimizer.state_dict()["param_groups"], state["param_groups"]
+    if [group["params"] for group in own] != [group["params"] for group in groups]:
+        raise ValueError("its optimizer has other parameters")
+    kept = [
+        (_state_names(group), parameter.shape)
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    ]
+    for number, moments in state["state"].items():
+        if not 0 <= number < len(kept):
+            raise ValueError(f"its optimizer has a parameter {number}; there are {len(kept)}")
+        _check_moments({name: value for name, value in moments.items() if value is not None}, *kept[number])
+    merged = [{**group, **_changing(saved)} for group, saved in zip(own, groups, strict=True)]
+    optimizer.load_state_dict({"state": state["state"], "param_groups": merged})
     fill_state(optimizer)
 
 
-IMPLEMENTATION = {"fused", "foreach"}
-"""Options of torch's optimizers that change nothing but the speed."""
+def _changing(group: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a group that change in training; the others are the configuration's."""
+    found = {name: group[name] for name in ("lr", "step") if name in group}
+    for name, value in found.items():
+        if not 0 <= float(value) < math.inf:
+            raise ValueError(f"its optimizer's {name} is {value}; allowed: 0 or more")
+    return found
+
+
+def _check_moments(moments: Mapping[str, Tensor], names: Sequence[str], shape: torch.Size) -> None:
+    """Raises ValueError unless an optimizer that keeps such `names` could have made them."""
+    if moments and moments.keys() != set(names):
+        raise ValueError(
+            f"its optimizer keeps {', '.join(moments)}; allowed: {', '.join(names) or 'nothing'}"
+        )
+    for name, value in moments.items():
+        expected = () if name == "step" else tuple(shape)
+        if tuple(value.shape) != expected:
+            raise ValueError(f"{name} has shape {tuple(value.shape)}, the parameter {expected}")
+        if not value.is_floating_point() or not bool(value.isfinite().all()):
+            raise ValueError(f"its optimizer's {name} holds what is no finite number")
 
 
 def choose_impl(optim: Optim, device: torch.device) -> str:

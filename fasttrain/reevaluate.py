@@ -13,11 +13,14 @@ from .trained import open_trained
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Accuracy of a checkpoint: which one, the main network, and its subnets by kind of statistics."""
+    """Accuracy of a checkpoint: which one, the main network, and its subnets by kind of statistics; which of
+    several sets of weights in the file it is, else empty.
+    """
 
     path: Path
     main: Accuracy
     subnets: list[SubnetReport]
+    note: str = ""
 
 
 def evaluate_checkpoint(
@@ -59,4 +62,4 @@ def evaluate_checkpoint(
             if chosen
             else []
         )
-        return Verdict(trained.path, main, reports)
+        return Verdict(trained.path, main, reports, trained.note)

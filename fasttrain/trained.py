@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from . import __version__, build, checkpoint
+from .checkpoint import schema
 from .checkpoint.archive import Archive
-from .compat.weights import to_ours
+from .compat.sets import classes_of, split_key, take
 from .config import Config, Run, from_dict, to_dict
 from .errors import CheckpointError, ConfigError
 from .models import StagedNetwork, create_model
@@ -40,6 +41,7 @@ class Trained:
         step, epoch: done in training, if known.
         top1: percent of the validation images, if these weights were evaluated.
         statistics: of batch norm: `main`, as training left them, or `reestimated`.
+        note: which of several sets of weights in the file these are, as a line; else empty.
     """
 
     path: Path
@@ -52,6 +54,7 @@ class Trained:
     epoch: int | None = None
     top1: float | None = None
     statistics: str = "main"
+    note: str = ""
 
     def network(self) -> StagedNetwork:
         """The network in timm's layers on the CPU, in evaluation mode.
@@ -77,7 +80,6 @@ class Trained:
         with checkpoint.restoring(self.path):
             network.keep(self.depths)
             checkpoint.load_state(network, self.weights, self.path)
-        checkpoint.check_finite(network, self.path)
         return network
 
     def check_classes(self, images: ImageFolder) -> None:
@@ -100,7 +102,7 @@ def open_trained(path: Path, which: str = "best", recipe_name: str = "") -> Trai
 
     Args:
         path: of a run's folder, a training checkpoint, or a file of weights in any form that
-            `compat.weights` knows.
+            `compat.weights` knows; `PATH#KEY` for one of several sets of weights in it, see `compat.sets`.
         which: `best` or `last`, of a run's folder.
         recipe_name: a recipe or config.json, for a file of weights that names no configuration.
 
@@ -108,27 +110,34 @@ def open_trained(path: Path, which: str = "best", recipe_name: str = "") -> Trai
         CheckpointError: missing, damaged, or of another network.
         ConfigError: a recipe for what has its own configuration, none for what has not, or an unknown one.
     """
+    path, key = split_key(path)
     if not os.path.isfile(path):  # unlike Path.is_file, never raises
         path = Archive(path / "checkpoints").chosen(which)
     state = checkpoint.parse(path)
     if not checkpoint.is_training(state):
-        return _from_weights(path, state, recipe_name)
+        return _from_weights(path, key, state, recipe_name)
     if recipe_name:
         raise ConfigError(f"--recipe is {recipe_name}; allowed: none for {path}, which has a configuration")
-    return _from_checkpoint(path)
+    return _from_checkpoint(path, key)
 
 
-def _from_checkpoint(path: Path) -> Trained:
+_READ = ("config", "classes", "position", "evaluated", "main", "network", "ema")
+"""What of a training checkpoint is read here."""
+
+
+def _from_checkpoint(path: Path, key: str) -> Trained:
     state = checkpoint.load(path)  # compared with its manifest
+    schema.check(state, path, _READ)
     with checkpoint.restoring(path):
         config, position, main = from_dict(state["config"]), state["position"], state.get("main")
-        evaluated = state.get("evaluated") == position["global_step"]
+        evaluated = state.get("evaluated") == position["global_step"] and not key
+        skeleton = _skeleton(config)
         return Trained(
-            path=path,
+            path=_with_key(path, key),
             config=config,
-            weights=checkpoint.judged_weights(state),
+            weights=take(skeleton, state, path, key).weights if key else checkpoint.judged_weights(state),
             outputs=config.data.num_classes or len(state["classes"]),
-            depths=_skeleton(config).depths,
+            depths=skeleton.depths,
             classes=tuple(state["classes"]),
             step=int(position["global_step"]),
             epoch=int(position["epoch"]),
@@ -136,8 +145,12 @@ def _from_checkpoint(path: Path) -> Trained:
         )
 
 
-def _from_weights(path: Path, state: Any, recipe_name: str) -> Trained:
-    given, told = checkpoint.state_dict_of(state, path), _read_metadata(path)
+def _with_key(path: Path, key: str) -> Path:
+    return path.with_name(f"{path.name}#{key}") if key else path
+
+
+def _from_weights(path: Path, key: str, state: Any, recipe_name: str) -> Trained:
+    told = _read_metadata(path)
     if bool(told) == bool(recipe_name):
         allowed = "none, since it names its own" if told else "the recipe or config.json that it fits"
         raise ConfigError(f"--recipe is {recipe_name!r} for the weights in {path}; allowed: {allowed}")
@@ -146,12 +159,15 @@ def _from_weights(path: Path, state: Any, recipe_name: str) -> Trained:
         facts: dict[str, Any] = named or _facts(told)
         skeleton = _skeleton(facts["config"])
         skeleton.keep(facts.setdefault("depths", skeleton.depths))
-        weights = to_ours(skeleton, given)
-        head = weights.get(list(skeleton.state_dict())[-1])
-        outputs = len(head) if isinstance(head, Tensor) and head.ndim else 1
+        taken = take(skeleton, state, path, key)
+        head = taken.weights[list(skeleton.state_dict())[-1]]
+        outputs = len(head) if head.ndim else 1
         if not 1 <= outputs <= MOST_OUTPUTS:  # a few bytes can stand for any number
             raise ValueError(f"its classifier has {outputs} outputs; allowed: 1 to {MOST_OUTPUTS}")
-        return Trained(path=path, weights=weights, outputs=outputs, **facts)
+        facts.setdefault("classes", classes_of(state, outputs))
+        return Trained(
+            path=_with_key(path, key), weights=taken.weights, outputs=outputs, note=taken.note, **facts
+        )
 
 
 def _skeleton(config: Config) -> StagedNetwork:

@@ -146,8 +146,7 @@ class Trainer:
         notes = self.keeper.restore()
         self.over = self._finished() and self.keeper.is_over()
         if not self.over:
-            self.keeper.open()
-            self._open_log(notes)
+            self._open_log(notes + self.keeper.open())
 
     def _open_log(self, notes: list[str]) -> None:
         config, process = self.config, self.process

@@ -130,8 +130,9 @@ def test_a_fault_ends_the_run_and_is_named(planted: str, words: str, tmp_path: P
     made = subprocess.run(["make", "-n", "test"], cwd=ROOT, capture_output=True, text=True, check=True)
     options = re.search(r"-m pytest (.*)", made.stdout)
     assert options
-    limit = ("-c", str(ROOT / "pyproject.toml"), "-o", "faulthandler_timeout=20")
-    command = [sys.executable, "-m", "pytest", *options[1].split(), *limit, "--rootdir", str(tmp_path), str(tmp_path)]
+    here = ("-c", str(ROOT / "pyproject.toml"), "--rootdir", str(tmp_path), str(tmp_path))
+    limit = ("-o", "faulthandler_timeout=20")
+    command = [sys.executable, "-m", "pytest", *options[1].split(), *limit, *here]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path)}
     result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     assert result.returncode != 0

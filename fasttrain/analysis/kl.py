@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, stack
 
 from ..checkpoint.archive import Archive
+from ..compat.sets import split_key
 from ..errors import ConfigError
 from ..evaluation import tally
 from ..kernels.normalized_loss.reference import normalize_logits
@@ -164,7 +165,8 @@ def _checkpoints(runs: Sequence[Path], options: KlOptions) -> list[Source]:
 
 
 def _files(run: Path) -> list[Path]:
-    if os.path.isfile(run):  # unlike Path.is_file, never raises
+    file, key = split_key(run)
+    if key or os.path.isfile(file):  # unlike Path.is_file, never raises
         return [run]
     archive = Archive(run / "checkpoints")
     complete = archive.complete()

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from .. import build
+from ..compat.sets import split_key
 from ..config import Config, from_dict
 from ..errors import ConfigError, DataError
 from ..opening import Opened, opened
@@ -56,6 +57,9 @@ def find(runs: Sequence[Path], options: NetworkOptions, *, alike: bool = True) -
     ]
     if alike:
         check_alike(sources)
+    for source in sources:
+        if source.trained.note:
+            print(source.trained.note)
     return sources
 
 
@@ -82,12 +86,14 @@ def labels(runs: Sequence[Path]) -> list[str]:
 
 
 def _name(run: Path) -> str:
-    folder = folder_of(run).resolve().name
-    return f"{folder}/{run.stem}" if os.path.isfile(run) else folder
+    folder, (file, key) = folder_of(run).resolve().name, split_key(run)
+    name = f"{folder}/{file.stem}" if os.path.isfile(file) else folder
+    return f"{name}#{key}" if key else name
 
 
 def folder_of(run: Path) -> Path:
     """A run's folder, or that of the run that a checkpoint file is of."""
+    run, _ = split_key(run)
     if not os.path.isfile(run):
         return run
     folder = run.resolve().parent

@@ -5,6 +5,7 @@ from .file import (
     FORMAT,
     Written,
     check_finite,
+    check_tensors,
     decode,
     is_training,
     judged_weights,
@@ -17,7 +18,6 @@ from .file import (
     restoring,
     save,
     save_manifest,
-    state_dict_of,
     write_whole,
 )
 
@@ -26,6 +26,7 @@ __all__ = [
     "FORMAT",
     "Written",
     "check_finite",
+    "check_tensors",
     "decode",
     "is_training",
     "judged_weights",
@@ -38,6 +39,5 @@ __all__ = [
     "restoring",
     "save",
     "save_manifest",
-    "state_dict_of",
     "write_whole",
 ]

@@ -1,7 +1,8 @@
 """The checkpoints of one run: which there are, the newest that is sound, and which are kept.
 
-`step-00001234.pt` is complete once `step-00001234.json` is there. `best.pt` is a link to the file of
-its step. `last.safetensors` and `best.safetensors`: the weights alone, as evaluation judges them.
+`step-00001234.pt` is complete once `step-00001234.json` is there; without it, it is put by under the name
+`step-00001234.pt.without-manifest`. `best.pt` is a link to the file of its step. `last.safetensors` and
+`best.safetensors`: the weights alone, as evaluation judges them.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ from .. import checkpoint
 from ..checkpoint import manifest_of
 from ..errors import CheckpointError
 
-_NAME = re.compile(r"step-([0-9]{8,})(-before)?\.pt")
+_UNSURE = ".without-manifest"
+"""After the name of a checkpoint that was put by since its writing did not come to its end."""
+_NAME = re.compile(rf"step-([0-9]{{8,}})(-before)?\.pt(?:{re.escape(_UNSURE)})?")
 """Of the checkpoints written here; any other file is somebody else's, and is left alone."""
 
 
@@ -61,11 +64,15 @@ class Archive:
         """The checkpoints whose writing came to its end, newest first."""
         return [path for path in self._all() if manifest_of(path).exists()]
 
-    def _all(self) -> list[Path]:
+    def unsure(self) -> list[Path]:
+        """The checkpoints without a manifest, newest first: their writing did not come to its end."""
+        return [path for path in self._all() if not manifest_of(path).exists()]
+
+    def _all(self, suffix: str = ".pt") -> list[Path]:
         """Those too whose writing did not come to its end, newest first."""
         if not os.path.isdir(self.folder):  # unlike Path.is_dir, never raises
             return []
-        named = [path for path in self.folder.glob("step-*.pt") if _NAME.fullmatch(path.name)]
+        named = [path for path in self.folder.glob(f"step-*{suffix}") if _NAME.fullmatch(path.name)]
         return sorted(named, key=_age, reverse=True)
 
     def newest(self) -> Found | None:
@@ -101,7 +108,13 @@ class Archive:
             return self.best
         for path in self.complete():
             return path
-        raise CheckpointError(f"no checkpoint in {str(self.folder)[:300]}")
+        told = f"no checkpoint in {str(self.folder)[:300]}"
+        unsure = [*self.unsure(), *self._all(f".pt{_UNSURE}")]
+        if unsure:
+            told += (
+                f"; {unsure[0].name} has no manifest; allowed: the file's own path, to take it nevertheless"
+            )
+        raise CheckpointError(told)
 
     def save(self, step: int, state: dict[str, Any], about: Mapping[str, Any], *, best: bool) -> None:
         """Write the checkpoint of a step, its manifest last, and remove what is too old.
@@ -172,13 +185,37 @@ class Archive:
                 with suppress(OSError):
                     os.replace(each, f"{each}.damaged")
 
-    def clean(self) -> None:
-        """Remove what a process that was killed left unfinished; for the one process that writes here."""
-        complete = self.complete()
-        strays = [path for path in self._all() if path not in complete]
-        for path in (*self.folder.glob(".*.tmp"), *strays):
+    def clean(self) -> list[str]:
+        """Remove what a process that was killed left unfinished, and put by checkpoints without a manifest.
+
+        For the one process that writes here.
+
+        Returns:
+            A line for each that was put by.
+        """
+        for path in self.folder.glob(".*.tmp"):
             with suppress(OSError):
                 path.unlink()
+        unsure = self.unsure()
+        for old in self._all(f".pt{_UNSURE}"):  # of an earlier start: each kill leaves one, and room is short
+            if unsure and _age(old) < _age(unsure[0]):
+                with suppress(OSError):
+                    old.unlink()
+        return [line for path in unsure if (line := self._put_by_unsure(path))]
+
+    def _put_by_unsure(self, path: Path) -> str:
+        """Rename a checkpoint without a manifest, unless it is a second name of one that has its own."""
+        target = path.with_name(f"{path.name}{_UNSURE}")
+        with suppress(OSError):
+            if any(os.path.samefile(path, each) for each in self.complete()):
+                path.unlink()
+                return ""
+            os.replace(path, target)
+            return (
+                f"warning: {path} has no manifest, which is written last: nothing is resumed from it; it is "
+                f"kept as {target.name} until a newer one is put by"
+            )
+        return ""
 
 
 def _link(path: Path, target: Path) -> None:

@@ -12,6 +12,7 @@ import io
 import json
 import os
 import pickle
+import re
 import warnings
 import zipfile
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -20,10 +21,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..compat.weights import to_ours
+from ..compat.sets import check_names, split_key, take
 from ..errors import CheckpointError, ConfigError, RunError
 from ..models import StagedNetwork
 
@@ -199,72 +201,75 @@ def restoring(path: Path) -> Iterator[None]:
         raise CheckpointError(f"{path} does not fit this run: {_why(error)}") from None
 
 
-def load_weights(network: StagedNetwork, path: Path, *, keep: Collection[str] = ()) -> None:
-    """Load weights into a network, under whatever names `compat.weights` knows.
+def load_weights(network: StagedNetwork, path: Path, *, keep: Collection[str] = ()) -> str:
+    """Load weights into a network, under whatever names `compat.weights` and `compat.sets` know.
 
     Args:
         network: of the same architecture and number of classes.
-        path: of a file as `state_dict_of` takes it.
+        path: of a file, `FILE#KEY` for one of several sets of weights in it.
         keep: names in the network's state dict that stay as they are, whatever the file holds of them.
+
+    Returns:
+        Which set of weights was taken, if there are several; else nothing.
 
     Raises:
         CheckpointError: missing, damaged, or of another architecture or number of classes.
     """
-    state = state_dict_of(parse(path), path)
+    path, key = split_key(path)
+    content = parse(path)
     own = network.state_dict()
     with restoring(path):
-        load_state(network, to_ours(network, state) | {name: own[name] for name in keep}, path)
-    check_finite(network, path)
+        taken = take(network, content, path, key, without=keep)
+        load_state(network, taken.weights | {name: own[name] for name in keep}, path)
+    return taken.note
 
 
-def check_finite(network: nn.Module, path: Path) -> None:
-    """Whether weights that were loaded are numbers: with others a network answers, and says nothing.
+def load_state(network: nn.Module, state: Mapping[str, Any], path: Path) -> None:
+    """`load_state_dict` with a message that names the file and the first thing that does not fit.
+
+    Raises:
+        CheckpointError: another architecture or number of classes, or values that are no numbers: with them
+            a network answers, and says nothing.
+    """
+    check_tensors(network.state_dict(), state, path)
+    network.load_state_dict(state)
+    check_finite(network.state_dict(), path)  # as they are in the network's own type
+
+
+def check_finite(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Whether what was loaded is all numbers.
 
     Raises:
         CheckpointError: one is NaN or infinite.
     """
-    for name, tensor in network.state_dict().items():
+    for name, tensor in tensors.items():
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
             raise CheckpointError(f"{path} holds NaN or infinite values in {name}; allowed: finite weights")
 
 
-def state_dict_of(state: Any, path: Path) -> dict[str, Any]:
-    """The weights in what `parse` gave: a state dict, alone or under "state_dict" or "model", or a training
-    checkpoint's as evaluation judges them.
+def check_tensors(wanted: Mapping[str, Tensor], state: Mapping[str, Any], path: Path) -> None:
+    """Whether a state holds tensors of these names, shapes and kinds of numbers.
 
     Raises:
-        CheckpointError: there are none.
+        CheckpointError: it does not; the message names the first that does not fit.
     """
-    if isinstance(state, dict) and isinstance(state.get("network"), dict):
-        with restoring(path):
-            return judged_weights(state)
-    for key in ("state_dict", "model"):
-        if isinstance(state, dict) and isinstance(state.get(key), dict):
-            state = state[key]
-    if not isinstance(state, dict):
-        raise CheckpointError(f"{path} holds no state dict")
-    return state
-
-
-def load_state(network: nn.Module, state: dict[str, Any], path: Path) -> None:
-    """`load_state_dict` with a message that names the file and the first thing that does not fit.
-
-    Raises:
-        CheckpointError: another architecture or number of classes.
-    """
-    wanted = network.state_dict()
-    missing, extra = sorted(wanted.keys() - state.keys()), sorted(state.keys() - wanted.keys())
-    if missing or extra:
-        what = f"lacks {missing[0]} (and {len(missing) - 1} more)" if missing else f"has {extra[0]} besides"
-        raise CheckpointError(f"{path} is of another architecture: it {what}")
+    check_names(wanted.keys(), state.keys(), path)
     for name, tensor in wanted.items():
         given = state[name]
-        if not isinstance(given, torch.Tensor) or given.shape != tensor.shape:
+        if not isinstance(given, Tensor) or given.shape != tensor.shape:
             shape = tuple(getattr(given, "shape", ()))
             raise CheckpointError(
                 f"{path} does not fit: {name} has shape {shape}, the network's is {tuple(tensor.shape)}"
             )
-    network.load_state_dict(state)
+        if given.is_complex() or not (tensor.is_floating_point() or _holds(given, tensor.dtype)):
+            raise CheckpointError(
+                f"{path} does not fit: {name} has values of {given.dtype} that {tensor.dtype} does not hold"
+            )
+
+
+def _holds(tensor: Tensor, dtype: torch.dtype) -> bool:
+    """Whether the values of a tensor stay what they are in a type of whole numbers."""
+    return torch.equal(tensor.to(dtype).to(tensor.dtype), tensor)
 
 
 def parse(path: Path) -> Any:
@@ -291,17 +296,40 @@ def _parse(source: Path | BinaryIO, path: Path) -> Any:
             source.seek(0)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of torch about files that it then refuses
-            with torch.serialization.safe_globals([argparse.Namespace]):  # timm's train.py saves its options
+            with torch.serialization.safe_globals(_plain_classes()):
                 return torch.load(source, map_location="cpu", weights_only=True)
     except CheckpointError:
         raise
-    except pickle.UnpicklingError:
-        raise CheckpointError(
-            f"{path} is damaged, or holds more than tensors and plain values, which is never loaded"
-        ) from None
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(_refused(str(error), path)) from None
     except Exception as error:  # a damaged file fails in many ways, all of them mean the same to the user
         why = _why(error).partition(". ")[0]  # torch goes on about what may have been
         raise CheckpointError(f"cannot read the checkpoint {path}, damaged or none: {why}") from None
+
+
+def _plain_classes() -> list[Any]:
+    """What else may be in a file, none of which runs code: the options that timm's train.py saves, and
+    NumPy's numbers, such as an accuracy.
+    """
+    scalar = np.float64(0).__reduce__()[0]
+    numbers = [type(np.dtype(kind)) for kind in "?bBhHiIlLqQefd"]
+    names = [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]  # NumPy 1 and 2
+    return [argparse.Namespace, np.dtype, *numbers, *names]
+
+
+def _refused(error: str, path: Path) -> str:
+    """Why torch's reader of weights refused a file, in our words, and what to do."""
+    found = re.search(r"(?:GLOBAL |got <class ')([\w.]+)", error)
+    if found is None:
+        return f"{path} is damaged, or no file that torch.save wrote"
+    refused = f"{path} holds more than tensors and plain values: {found[1][:100]}, whose code is never run"
+    if "is blocked" in error:  # no module of weights, but of commands
+        return refused
+    return (
+        f"{refused}; allowed: the weights alone, which, if you trust the file, "
+        f"`torch.save(torch.load({path.name!r}, weights_only=False)['state_dict'], 'weights.pth')` writes "
+        "(with the file's own key; of a whole module, its state_dict())"
+    )
 
 
 def _why(error: BaseException) -> str:

@@ -92,24 +92,27 @@ class Keeper:
         """Whether the run in the folder came to its end, its subnets' evaluation included."""
         return bool(distributed.from_main(lambda: b"y" if self.folder.is_done else b"", self.process))
 
-    def open(self) -> None:
-        """Make the run folder ready to be gone on with: what is not of the restored state goes.
+    def open(self) -> list[str]:
+        """Make the run folder ready to be gone on with: what is not of the restored state goes; notes for the
+        log of the main process.
 
         Raises:
             ConfigError: it cannot be written.
         """
+        notes: list[str] = []
 
         def prepare() -> bytes:
             done = self.folder.is_done
             self.folder.create(self.config)
             self.archive.put_by(self._damaged)
-            self.archive.clean()
+            notes.extend(self.archive.clean())
             step, evaluated = self._mark()
             kinds = {"evaluation": evaluated, "subnets": step if done else step - 1}
             self.folder.drop_records_after(step, kinds)
             return b""
 
         distributed.from_main(prepare, self.process)
+        return notes
 
     @property
     def is_due(self) -> bool:

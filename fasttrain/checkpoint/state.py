@@ -31,6 +31,7 @@ from ..optim import load_optimizer
 from ..pipelines.loader import TrainLoader
 from ..step import TrainStep
 from ..telemetry.interval import Interval
+from . import schema
 
 FREE_ON_RESUME = (
     *("recipe", "data.train", "data.val", "data.builtin", "data.threads", "data.prefetch"),
@@ -163,23 +164,27 @@ class State:
             load_optimizer(self.step.optimizer, state["optimizer"])
             self.step.scaler.load_state_dict(state["scaler"])
             if self.step.ema is not None:
-                self.step.ema.load_state_dict(state["ema"])
+                checkpoint.load_state(self.step.ema, state["ema"], path)
             self.loader.load_state_dict(state["loader"])
-            self.step.check.skipped = int(state["skipped"])
+            self.step.check.skipped = state["skipped"]
             self._restore_progress(state)
-            self._restore_own(state["ranks"])
+            self._restore_own(state["ranks"], path)
 
     def _restore_progress(self, state: Mapping[str, Any]) -> None:
         progress = self.progress
         progress.position = self._checked(Position(**state["position"]))
-        progress.evaluated = int(state["evaluated"])
+        progress.evaluated = state["evaluated"]
+        if progress.evaluated > progress.position.global_step:
+            raise ValueError(f"it was evaluated at step {progress.evaluated}, which is still to come")
         progress.main = None if state["main"] is None else Accuracy(**state["main"])
         progress.best = float(state["best"])
-        progress.images, progress.seconds = int(state["trained"][0]), float(state["trained"][1])
+        progress.images, progress.seconds = state["trained"][0], float(state["trained"][1])
 
     def _checked(self, position: Position) -> Position:
         """The position, if this run has it: another batch or data set has other steps per epoch."""
-        steps = self.loader.steps_per_epoch
+        steps, epochs = self.loader.steps_per_epoch, self.config.run.epochs
+        if position.epoch > epochs:
+            raise ValueError(f"it stands at epoch {position.epoch} of a run of {epochs}")
         if position.epoch * steps + position.step != position.global_step or not 0 <= position.step < steps:
             raise ValueError(
                 f"it stands at epoch {position.epoch}, step {position.step} ({position.global_step} in all); "
@@ -198,17 +203,15 @@ class State:
             "interval": self.interval.state_dict(),
         }
 
-    def _restore_own(self, ranks: Sequence[Mapping[str, Any]]) -> None:
-        if not isinstance(ranks, list) or not ranks:
-            raise ValueError("it holds the state of no process")
+    def _restore_own(self, ranks: Sequence[Mapping[str, Any]], path: Path) -> None:
         if len(ranks) != self.process.world:
             seed_process(self.config.run.seed, self.process.rank, self.progress.position.global_step)
             self._sums = [rank["interval"] for rank in ranks], self.process.world
             return
         own = ranks[self.process.rank]
-        _load_buffers(_buffers(self.network), own["network"])
+        _load_buffers(_buffers(self.network), own["network"], path)
         if self.step.ema is not None:
-            _load_buffers(_buffers(self.step.ema), own["ema"])
+            _load_buffers(_buffers(self.step.ema), own["ema"], path)
         self._sums = [own["interval"]], 1
         set_random_state(own["random"], self.process.device)
 
@@ -233,9 +236,11 @@ def _buffers(module: nn.Module) -> dict[str, Tensor]:
     return {name: value for name, value in module.named_buffers() if name in kept}
 
 
-def _load_buffers(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> None:
+def _load_buffers(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], path: Path) -> None:
+    checkpoint.check_tensors(ours, theirs, path)
     for name, buffer in ours.items():
         buffer.copy_(theirs[name])
+    checkpoint.check_finite(ours, path)
 
 
 def _mean(ranks: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
@@ -303,12 +308,13 @@ def config_hash(config: Config) -> str:
 
 
 def check_fits(config: Config, classes: Sequence[str], state: Mapping[str, Any], path: Path) -> None:
-    """Whether a run may go on with a checkpoint, as far as settings and classes tell.
+    """Whether a run may go on with a checkpoint, as far as its values, settings and classes tell.
 
     Raises:
         ConfigError: the run has other settings.
-        CheckpointError: it is of other data.
+        CheckpointError: it is of other data, or holds what no run writes.
     """
+    schema.check(state, path)
     with checkpoint.restoring(path):
         recorded = from_dict(state["config"])  # fields that are newer than it get their defaults
     check_settings(config, recorded)

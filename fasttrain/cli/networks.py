@@ -22,7 +22,7 @@ class _Evaluate:
     """Evaluate a run's main network and its subnets."""
 
     run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
-    """The run's folder, one checkpoint file, or a file of weights."""
+    """The run's folder, one checkpoint file, or a file of weights; FILE#KEY: the weights under KEY in it."""
     checkpoint: Literal["best", "last"] = "best"
     """Which of the folder's checkpoints; the last where there is no best."""
     recipe: Annotated[str, tyro.conf.arg(metavar="NAME")] = ""
@@ -68,6 +68,8 @@ def evaluate(rest: list[str]) -> None:
     )
     if os.environ.get("RANK", "0") != "0":
         return
+    if verdict.note:
+        print(verdict.note)
     main_accuracy = verdict.main
     print(
         f"{verdict.path}: Top-1 {main_accuracy.top1:.3f} %, Top-5 {main_accuracy.top5:.3f} %, "
@@ -93,7 +95,7 @@ class _Export:
     """Write a trained network, or a subnet of it that stands alone, for another program."""
 
     run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
-    """The run's folder, one checkpoint file, or a file of weights."""
+    """The run's folder, one checkpoint file, or a file of weights; FILE#KEY: the weights under KEY in it."""
     format: Literal["published", "timm", "torchvision", "safetensors", "onnx"]
     """Whose names and file format."""
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"], metavar="FILE")]

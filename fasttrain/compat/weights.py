@@ -36,8 +36,6 @@ TORCHVISION_MOBILENETS = {
 }
 """timm's name to torchvision's."""
 
-_WRAPPERS = ("module.", "_orig_mod.")
-"""What DataParallel, DDP and AveragedModel, and torch.compile put before every name."""
 _BLOCK = re.compile(r"((?:layer|blocks\.)\d+\.\d+)\.(.+)")
 
 
@@ -154,11 +152,12 @@ def to_ours(network: StagedNetwork, state: Mapping[str, Any]) -> dict[str, Any]:
 
     Args:
         network: of the same architecture.
-        state: in our names, torchvision's or the published code's, behind wrappers' prefixes or not; may lack
-            the counters `num_batches_tracked`, as files of old do.
+        state: in our names, torchvision's or the published code's, behind a prefix or not (`module.` of
+            DataParallel, DDP and AveragedModel, `_orig_mod.` of torch.compile, `model.` of Lightning); may
+            lack the counters `num_batches_tracked`, as files of old do.
     """
-    state = _without_wrappers(state)
     wanted = network.state_dict()
+    state = _without_prefix(state, wanted)
     form = _form_of(state)
     if form is not None:
         back = {theirs: ours for ours, theirs in form.names(wanted).items()}
@@ -178,10 +177,13 @@ def _form_of(state: Mapping[str, Any]) -> _Form | None:
     return _MOBILENETV3 if "features.1.block.0.0.weight" in state else None
 
 
-def _without_wrappers(state: Mapping[str, Any]) -> Mapping[str, Any]:
-    for prefix in _WRAPPERS:
-        if state and all(isinstance(name, str) and name.startswith(prefix) for name in state):
-            return _without_wrappers({name[len(prefix) :]: value for name, value in state.items()})
+def _without_prefix(state: Mapping[str, Any], wanted: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The state without the words that all of its names begin with, unless they are the network's own."""
+    while not wanted.keys() & state.keys():
+        firsts = {name.partition(".")[0] if "." in name else "" for name in state}
+        if len(firsts) != 1 or firsts == {""}:
+            break
+        state = {name.partition(".")[2]: value for name, value in state.items()}
     return state
 
 

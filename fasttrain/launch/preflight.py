@@ -63,6 +63,7 @@ def check_run(config: Config, processes: int = 0, nodes: int = 1) -> list[str]:
         f"{config.recipe or 'run'}: {config.model.name}, {images}, {classes} classes, "
         f"{world} process{'es' if world > 1 else ''} with {local} image{'s' if local > 1 else ''} each",
         *effects.notes(config),
+        *([network.origin] if network.origin else []),
         *notes,
     ]
 

@@ -35,6 +35,7 @@ class StagedNetwork(nn.Module, ABC):
         num_classes: outputs of the classifier.
         mask_square: side of the squares that a mask is made of, pixels; 0: any.
         mask_rounds_up: whether a mask hides one square more, not less, where its share is no whole number.
+        origin: which of several sets of weights in a file it started from, as a line; else empty.
     """
 
     name: str = ""
@@ -43,6 +44,7 @@ class StagedNetwork(nn.Module, ABC):
     num_classes: int
     mask_square: int = 0
     mask_rounds_up: bool = False
+    origin: str = ""
 
     @property
     @abstractmethod

@@ -88,6 +88,23 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_used(
     assert_same(tmp_path / "run", uninterrupted)
 
 
+def test_a_checkpoint_without_its_manifest_is_put_by(
+    arguments: list[str], tmp_path: Path, uninterrupted: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train(*arguments, "--run.max-steps", "7") == 0
+    newest = checkpoints(tmp_path / "run")[-1]
+    newest.with_suffix(".json").unlink()
+    content = newest.read_bytes()
+    capsys.readouterr()
+    assert train(*arguments) == 0
+    said = capsys.readouterr().out
+    assert f"warning: {newest} has no manifest" in said
+    assert "step-00000006.pt at step 6" in said
+    assert "has no manifest" in (tmp_path / "run" / "log.txt").read_text()
+    assert newest.with_name("step-00000007.pt.without-manifest").read_bytes() == content
+    assert_same(tmp_path / "run", uninterrupted)
+
+
 def test_without_a_sound_checkpoint_nothing_is_started(
     arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
