@@ -72,18 +72,12 @@ def fill_state(optimizer: torch.optim.Optimizer) -> None:
 
     Left to itself, torch's fused SGD makes its momentum in the first step, and does not write it where a flag
     on the device leaves that step out: the second step would train on whatever the memory held.
-
-    Raises:
-        ValueError: a parameter has some of its moments, but not all.
     """
     for group in optimizer.param_groups:
         names = _state_names(group)
         for parameter in group["params"]:
             entry = optimizer.state[parameter]
-            lacking = [name for name in names if entry.get(name) is None]
-            if 0 < len(lacking) < len(names):
-                raise ValueError(f"the optimizer's state of a parameter holds no {lacking[0]}")
-            entry |= {name: _zeros(name, parameter, group) for name in lacking}
+            entry |= {name: _zeros(name, parameter, group) for name in names if entry.get(name) is None}
 
 
 def _state_names(group: Mapping[str, Any]) -> tuple[str, ...]:
