@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -57,16 +58,24 @@ DAMAGES: dict[str, Any] = {
 @pytest.fixture(scope="module", autouse=True)
 def _tiny() -> Iterator[None]:
     """A network of few tensors, and this process's generators as they were."""
+    first = cache(lambda classes: tiny_resnet((1, 1), classes=classes).float())
 
-    def create(name: str, num_classes: int) -> StagedNetwork:
-        network = tiny_resnet((1, 1), classes=num_classes).float()
+    def named(network: StagedNetwork, name: str) -> StagedNetwork:
         network.name = name
         return network
 
+    def create(name: str, num_classes: int) -> StagedNetwork:
+        return named(first.__wrapped__(num_classes), name)
+
+    def copied(name: str, num_classes: int) -> StagedNetwork:
+        """Much faster."""
+        with torch.device("cpu"):
+            return named(copy.deepcopy(first(num_classes)), name)
+
     before = random_state(CPU)
     with pytest.MonkeyPatch.context() as patch:
-        for module in (build, flops, trained):
-            patch.setattr(module, "create_model", create)
+        for module, function in ((build, create), (flops, create), (trained, copied)):
+            patch.setattr(module, "create_model", function)
         flops.meta_network.cache_clear()
         yield
     flops.meta_network.cache_clear()
@@ -175,7 +184,7 @@ def damaged(state: dict[str, Any], path: tuple[Any, ...], damage: Any) -> dict[s
 
 def damages(place: tuple[Any, ...], value: Any) -> dict[str, Any]:
     if place[0] == "config" or "param_groups" in place:  # many, and of few kinds
-        return {name: DAMAGES[name] for name in ("gone", "text", "-1", "list")}
+        return {name: DAMAGES[name] for name in ("gone", "text", "-1")}
     if not isinstance(value, torch.Tensor):
         return DAMAGES
     own = {"smaller": value.reshape(-1)[:-1], "double": torch.zeros(2, *value.shape), "complex": value * 1j}
@@ -199,7 +208,8 @@ def test_no_damaged_value_ends_a_resume_in_a_traceback(run: Small) -> None:
     good = run.captured()
     faults, messages, taken = [], [], []
     parts = good if run.config.optim.name == "sgd" else {"optimizer": good["optimizer"]}
-    parts |= {"config": {section: {} for section in good["config"]}} if "config" in parts else {}
+    if "config" in parts:
+        parts = parts | {"config": {section: {} for section in good["config"]}}
     for place in places(parts):
         for name, damage in damages(place, at(good, place)).items():
             try:
