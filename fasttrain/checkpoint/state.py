@@ -157,14 +157,8 @@ class State:
             CheckpointError: it is of other data, or does not fit.
         """
         check_fits(self.config, self.classes, state, path)
+        restore_trained(self.network, self.step, state, path)
         with checkpoint.restoring(path):
-            checkpoint.load_state(self.network, state["network"], path)
-            if self.step.auxiliary is not None:
-                checkpoint.load_state(self.step.auxiliary, state["auxiliary"], path)
-            load_optimizer(self.step.optimizer, state["optimizer"])
-            self.step.scaler.load_state_dict(state["scaler"])
-            if self.step.ema is not None:
-                checkpoint.load_state(self.step.ema, state["ema"], path)
             self.loader.load_state_dict(state["loader"])
             self.step.check.skipped = state["skipped"]
             self._restore_progress(state)
@@ -228,6 +222,22 @@ class State:
         if isinstance(value, list | tuple):
             return type(value)(self._copy(each, f"{name}/{index}") for index, each in enumerate(value))
         return value
+
+
+def restore_trained(network: StagedNetwork, step: TrainStep, state: Mapping[str, Any], path: Path) -> None:
+    """Take over what is trained, which is equal on all processes.
+
+    Raises:
+        CheckpointError: it does not fit.
+    """
+    with checkpoint.restoring(path):
+        checkpoint.load_state(network, state["network"], path)
+        if step.auxiliary is not None:
+            checkpoint.load_state(step.auxiliary, state["auxiliary"], path)
+        load_optimizer(step.optimizer, state["optimizer"])
+        step.scaler.load_state_dict(state["scaler"])
+        if step.ema is not None:
+            checkpoint.load_state(step.ema, state["ema"], path)
 
 
 def _buffers(module: nn.Module) -> dict[str, Tensor]:

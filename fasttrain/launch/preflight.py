@@ -15,10 +15,10 @@ import torch
 from torch import nn
 
 from .. import build, effects, loading
-from ..checkpoint import decode, load_state, restoring
+from ..checkpoint import decode
 from ..checkpoint.archive import Archive
 from ..checkpoint.keeper import find_checkpoint
-from ..checkpoint.state import check_fits
+from ..checkpoint.state import check_fits, restore_trained
 from ..config import Config
 from ..distributed import Process, local_batch
 from ..errors import ConfigError
@@ -26,6 +26,7 @@ from ..guards.lock import look
 from ..hardware import choose_device, choose_precision
 from ..models import StagedNetwork
 from ..pipelines.digits import CLASSES
+from ..step import TrainStep
 from ..telemetry.folder import RunFolder
 
 
@@ -54,7 +55,7 @@ def check_run(config: Config, processes: int = 0, nodes: int = 1) -> list[str]:
     build.subnets_to_evaluate(config, network, config.evaluation.subnets)
     folder = RunFolder(config)
     notes, checkpoints = check_resume(
-        config, folder, network, None if folders is None else folders.train.classes
+        config, folder, network, step, None if folders is None else folders.train.classes
     )
     trained = [network] if step.auxiliary is None else [network, step.auxiliary]
     check_room(folder.path, checkpoints * sum(checkpoint_bytes(each, config) for each in trained))
@@ -69,7 +70,7 @@ def check_run(config: Config, processes: int = 0, nodes: int = 1) -> list[str]:
 
 
 def check_resume(
-    config: Config, folder: RunFolder, network: StagedNetwork, classes: Sequence[str] | None
+    config: Config, folder: RunFolder, network: StagedNetwork, step: TrainStep, classes: Sequence[str] | None
 ) -> tuple[list[str], int]:
     """Whether the run can start in its folder, and go on from what is there.
 
@@ -86,10 +87,9 @@ def check_resume(
         return [f"a new run in {folder.path}"], 2
     state = decode(found.content, found.path)
     check_fits(config, state["classes"] if classes is None else classes, state, found.path)
-    with restoring(found.path):
-        load_state(network, state["network"], found.path)
-        step = int(state["position"]["global_step"])
-    return [*found.warnings, f"{folder.path} goes on from {found.path} at step {step}"], 1
+    restore_trained(network, step, state, found.path)
+    done = state["position"]["global_step"]
+    return [*found.warnings, f"{folder.path} goes on from {found.path} at step {done}"], 1
 
 
 def checkpoint_bytes(network: nn.Module, config: Config) -> int:
