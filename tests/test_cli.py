@@ -106,7 +106,7 @@ def test_ranges_of_sides_are_written_out(capsys: pytest.CaptureFixture[str]) -> 
 
 def test_a_real_process_says_one_line_and_exits(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "fasttrain", "train", "rn50-ct-200", "--data.train", str(tmp_path)]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, cwd=tmp_path)
+    result = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False, cwd=tmp_path)
     assert result.returncode == 3
     assert len(result.stderr.strip().splitlines()) == 1
     assert str(tmp_path) in result.stderr
@@ -233,7 +233,7 @@ def test_the_launcher_checks_first(tmp_path: Path) -> None:
             ["bash", str(ROOT / "launch.sh"), *arguments],
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=240,
             check=False,
             cwd=tmp_path,
             env={
