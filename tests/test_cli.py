@@ -8,6 +8,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from dataclasses import fields
 from pathlib import Path
 from types import ModuleType
@@ -138,6 +139,12 @@ def test_recipes_and_show(capsys: pytest.CaptureFixture[str]) -> None:
     assert shown["optim"]["lr"] == 0.4
     assert shown["run"]["resume"] == "auto"
     assert shown["method"]["sizes"] == [96, 128]
+
+
+def test_the_command_answers_signals_before_it_imports_the_rest() -> None:
+    """As `python -m fasttrain` does; tests/guards/test_signals.py has the signals."""
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+    assert scripts == {"fasttrain": "fasttrain.__main__:main"}
 
 
 def test_doctor_tells_what_would_be_chosen(capsys: pytest.CaptureFixture[str]) -> None:
