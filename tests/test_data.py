@@ -159,13 +159,19 @@ def test_files_that_are_not_as_the_manifest_says_stop_the_run(
     assert not (tmp_path / "runs").exists()
 
 
-def test_an_interrupted_command_goes_on(tmp_path: Path) -> None:
-    folder, output = tmp_path / "many" / "a", tmp_path / "m.jsonl"
+def write_many(folder: Path) -> Path:
+    """600 large images: what decodes them is still at it when a signal comes."""
     folder.mkdir(parents=True)
     pixels = np.random.default_rng(0).integers(0, 256, (700, 700, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(folder / "0.jpg", quality=95)
     for index in range(1, 600):
         os.link(folder / "0.jpg", folder / f"{index}.jpg")
+    return folder
+
+
+def test_an_interrupted_command_goes_on(tmp_path: Path) -> None:
+    output = tmp_path / "m.jsonl"
+    folder = write_many(tmp_path / "many" / "a")
     command = [sys.executable, "-m", "fasttrain", "data", "check", str(folder.parent), "-o", str(output)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     part = tmp_path / "m.jsonl.part"
@@ -200,11 +206,16 @@ def test_a_killed_command_leaves_no_process(images: Path, tmp_path: Path) -> Non
     assert left() == []
 
 
-def test_an_ended_pack_leaves_no_files(images: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "fasttrain", "data", "pack", str(images / "train"), "-o", "out"]
+def test_an_ended_pack_leaves_no_files(tmp_path: Path) -> None:
+    many = write_many(tmp_path / "many" / "a").parent
+    command = [sys.executable, "-m", "fasttrain", "data", "pack", str(many), "-o", "out"]
     before = sorted(tmp_path.iterdir())
     process = subprocess.Popen(
-        [*command, "--shards", "1"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [*command, "--shards", "1", "--resize-shorter", "64"],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     while process.poll() is None and not list(tmp_path.glob(".out-*")):
         time.sleep(0.001)
