@@ -564,10 +564,11 @@ class Run:
     keep: int = 2
     """Newest checkpoints that are kept, besides the best."""
     start_timeout: float = 300.0
-    """Seconds of silence before the first step after which a process ends itself as hung."""
+    """Seconds of silence before the first step after which a process ends itself as hung. A run of one
+    process is ended on a GPU alone, and not before its steps are known; on a CPU silence is only told."""
     step_timeout: float = 100.0
     """Seconds without a step after which a process ends itself as hung; ten times as long around saving and
-    for each batch of an evaluation."""
+    for each batch of an evaluation. A process alone has at least ten times its longest step."""
     skip_nonfinite: int = 0
     """Updates in a row that may be left out because gradients are not finite; 0: the first ends the run."""
     accumulate: int = 1

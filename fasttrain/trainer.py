@@ -194,8 +194,9 @@ class Trainer:
             message = f"{type(error).__name__}: {error}"
             raise
         finally:
-            self.reporter.close(state)
-            self._close()
+            with self.watchdog.patient():
+                self.reporter.close(state)
+                self._close()
             with suppress(ConfigError):  # it would hide what ended the run
                 self._status(state, exit_status=exit_status, message=message)
 

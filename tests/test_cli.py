@@ -8,6 +8,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from dataclasses import fields
 from pathlib import Path
 from types import ModuleType
@@ -106,7 +107,7 @@ def test_ranges_of_sides_are_written_out(capsys: pytest.CaptureFixture[str]) -> 
 
 def test_a_real_process_says_one_line_and_exits(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "fasttrain", "train", "rn50-ct-200", "--data.train", str(tmp_path)]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, cwd=tmp_path)
+    result = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False, cwd=tmp_path)
     assert result.returncode == 3
     assert len(result.stderr.strip().splitlines()) == 1
     assert str(tmp_path) in result.stderr
@@ -138,6 +139,12 @@ def test_recipes_and_show(capsys: pytest.CaptureFixture[str]) -> None:
     assert shown["optim"]["lr"] == 0.4
     assert shown["run"]["resume"] == "auto"
     assert shown["method"]["sizes"] == [96, 128]
+
+
+def test_the_command_answers_signals_before_it_imports_the_rest() -> None:
+    """As `python -m fasttrain` does; tests/guards/test_signals.py has the signals."""
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+    assert scripts == {"fasttrain": "fasttrain.__main__:main"}
 
 
 def test_doctor_tells_what_would_be_chosen(capsys: pytest.CaptureFixture[str]) -> None:
@@ -233,7 +240,7 @@ def test_the_launcher_checks_first(tmp_path: Path) -> None:
             ["bash", str(ROOT / "launch.sh"), *arguments],
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=240,
             check=False,
             cwd=tmp_path,
             env={

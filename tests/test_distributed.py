@@ -21,7 +21,7 @@ ROOT = Path(__file__).parent.parent
 WORKER = ROOT / "tests" / "distributed_worker.py"
 
 
-def torchrun(processes: int, *arguments: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+def torchrun(processes: int, *arguments: str, timeout: float = 240) -> subprocess.CompletedProcess[str]:
     """Run the worker under torchrun, or alone."""
     command = [sys.executable, str(WORKER), *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": str(ROOT)}

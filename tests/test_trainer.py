@@ -272,6 +272,16 @@ def test_the_newest_and_the_best_are_kept(finished: tuple[Path, Summary]) -> Non
     assert names == steps | {"best.pt", "best.json", "best.safetensors", "last.safetensors"}
 
 
+def test_slow_steps_of_a_process_alone_are_told_and_end_nothing(
+    images: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Steps that take many times `run.step_timeout`: on a CPU nobody else waits for them."""
+    summary = train(configure(images, tmp_path, run={"max_steps": 3, "step_timeout": 0.01}))
+    assert summary.main is not None
+    assert "no step was done for 0.01 s" in capfd.readouterr().err
+    assert json.loads((tmp_path / "run" / "status.json").read_text())["state"] == "done"
+
+
 def test_a_run_folder_has_one_process(images: Path, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     with (tmp_path / "run" / "lock").open("w") as file:

@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import faulthandler
 import os
-import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from ..errors import DistributedError
 from .leaving import leave
@@ -93,7 +92,8 @@ class Watchdog:
             leave(self._error(limit), f"rank {os.environ.get('RANK', 0)}: ")
         elif not self._told:
             self._told = True
-            os.write(2, f"fasttrain: {self._tell(limit)}; the run goes on\n".encode())
+            with suppress(OSError):  # a reader of our output that has gone
+                os.write(2, f"fasttrain: {self._tell(limit)}; the run goes on\n".encode())
 
     def _watch(self) -> None:
         tick = min(1.0, self.limit / 10, self.step / 10)
@@ -111,7 +111,7 @@ class Watchdog:
 
     def _tell(self, limit: float) -> str:
         """What is to be said, after printing where each thread stands."""
-        faulthandler.dump_traceback(sys.__stderr__ or sys.stderr)
+        faulthandler.dump_traceback(2)
         return (
             f"no step was done for {limit:g} s, of which this process's main thread computed "
             f"{max(0.0, _computed() - self._computed):.0f} s; where each thread stood is printed above"

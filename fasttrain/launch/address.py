@@ -30,6 +30,7 @@ def resolved(name: str, seconds: float = RESOLVING, family: int = socket.AF_INET
     asking.start()
     asking.join(min(seconds, RESOLVING))
     over.set()
+    asking.join(0.1)  # it ends now, unless it hangs
     if not found:
         raise socket.gaierror(socket.EAI_NONAME, f"{name} does not resolve here: {reason[0]}")
     return found[0]

@@ -168,7 +168,7 @@ def visit(own: Node, master: str, port: int, timeout: float) -> tuple[Decision, 
     if not own.again:
         return Decision(own.status, own.node), ""
     raise DistributedError(
-        f"node {own.node}: no answer from node 0 at {master}:{port} within {waiting.passed:.2g} s "
+        f"node {own.node}: no answer from node 0 at {master}:{port} within {waiting.passed:.0f} s "
         f"({reason}); allowed: MASTER_ADDR and MASTER_PORT of node 0, reachable from here"
     )
 

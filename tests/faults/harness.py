@@ -79,7 +79,7 @@ class Arena:
         self.folder, self.tag, self.jobs = folder, uuid.uuid4().hex, 0
 
     def start(
-        self, command: Sequence[str], environment: Mapping[str, str] | None = None, *, limit: float = 120
+        self, command: Sequence[str], environment: Mapping[str, str] | None = None, *, limit: float = 240
     ) -> Job:
         """Start one command; `environment` is added to this process's, faults included (`faulty`)."""
         return self._start([(command, dict(environment or {}))], limit)
@@ -93,7 +93,7 @@ class Arena:
         tiny: str = "1",
         forget: str = "",
         environment: Mapping[str, str] | None = None,
-        limit: float = 120,
+        limit: float = 240,
     ) -> Job:
         """Start `fasttrain train ARGUMENTS` as `world` processes over gloo, torchrun left out."""
         common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(world)}
@@ -122,7 +122,7 @@ class Arena:
                 )
         return Job(processes, outputs, limit)
 
-    def assert_clean(self, patience: float = 10) -> None:
+    def assert_clean(self, patience: float = 60) -> None:
         """No process of this test is left after `patience` seconds, and no unfinished file."""
         end = time.monotonic() + patience
         while (left := self.processes()) and time.monotonic() < end:

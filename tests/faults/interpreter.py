@@ -3,6 +3,7 @@
 STARTS tells how the starts of the trainer end, in their order, the last one again and again: `STEP:CODE:EXIT`
 with the step that the start begins at, the process's exit code, and what the status file says; `-` leaves a
 file out. `wait` waits for a signal, saves, and says so in the status file. CHECK is the check's exit status.
+SIGNAL_AT is a moment, `find`, `facts` or `check`, at which launch.sh gets the signal SIGNAL.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ CALLS = Path(os.environ["CALLS"])
 def main(arguments: list[str]) -> None:
     """Do as the interpreter would for `arguments`."""
     module = arguments[1] if arguments[0] == "-m" else ""
+    if os.environ.get("SIGNAL_AT") == _moment(arguments):
+        os.kill(os.getsid(0), int(os.environ["SIGNAL"]))  # the harness made launch.sh lead a session
     if module in ("", "fasttrain.launch.rally"):
         os.execv(sys.executable, [sys.executable, *arguments])
     if arguments == ["-m", "fasttrain.launch.torchrun"]:
@@ -38,6 +41,12 @@ def main(arguments: list[str]) -> None:
     started = sum("check" not in line for line in CALLS.read_text().splitlines())
     starts = os.environ["STARTS"].split()
     train(starts[min(started, len(starts)) - 1])
+
+
+def _moment(arguments: list[str]) -> str:
+    """Which part of a start calls the interpreter."""
+    moments = {"-m fasttrain.launch.torchrun": "facts", "-m fasttrain check": "check"}
+    return "find" if arguments[0] == "-c" else moments.get(" ".join(arguments[:3]), "")
 
 
 def train(how: str) -> NoReturn:

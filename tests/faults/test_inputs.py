@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import resource
 import shutil
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -89,13 +89,19 @@ def test_odd_images_are_trained_on(arena: Arena, arguments: list[str], images: P
 def test_a_wrong_setting_is_one_message(
     arena: Arena, arguments: list[str], tmp_path: Path, changes: list[str], status: int, words: str
 ) -> None:
-    begin = time.monotonic()
+    before = processor_seconds()
     job = arena.train(*arguments, *changes)
     assert job.wait() == [status, status], job.output
     assert words in " ".join(job.output.replace("│", " ").split())
     assert "Traceback" not in job.output
     assert not (tmp_path / "run").exists()
-    assert time.monotonic() - begin < 60  # 10 seconds on an idle machine
+    assert processor_seconds() - before < 60  # 10 by the clock of an idle machine
+
+
+def processor_seconds() -> float:
+    """What the processes that ended have taken, however busy the machine was."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 @pytest.mark.heavy

@@ -118,7 +118,7 @@ def test_a_rank_that_hangs_ends_the_other(
     arena: Arena, arguments: list[str], tmp_path: Path, whole: Whole
 ) -> None:
     """Without torchrun: rank 1 is stopped, rank 0 leaves by itself; let go on, rank 1 leaves as well."""
-    job = arena.train(*arguments, "--run.step-timeout", "5", fault="stop:1:4", limit=60)
+    job = arena.train(*arguments, "--run.step-timeout", "5", fault="stop:1:4")
     assert job.processes[0].wait(job.limit) == 7, job.output
     assert "no step was done for 5 s" in job.output
     assert job.processes[1].poll() is None

@@ -146,19 +146,30 @@ def test_torchrun_binds_to_numa_nodes_where_there_are_several(
 @pytest.mark.parametrize("launched", [True, False])
 def test_a_launched_process_ends_with_its_parent(launched: bool) -> None:
     """Killed with its launcher, whereas one that was started by hand stays."""
-    child = (
-        "import time; from fasttrain.launch.orphans import end_with_launcher; end_with_launcher();"
-        "print('ready', flush=True); time.sleep(3); print('alive', flush=True)"
-    )
-    parent = (
-        "import os, subprocess, sys, time; subprocess.Popen([sys.executable, '-c', sys.argv[1]]);"
-        "time.sleep(1.5); os.kill(os.getpid(), 9)"
-    )
+    child = """
+import os, sys, time
+from fasttrain.launch.orphans import end_with_launcher
+parent = os.getppid()
+end_with_launcher()
+print("ready", flush=True)
+os.write(int(sys.argv[1]), b".")
+while os.getppid() == parent:
+    time.sleep(0.01)
+time.sleep(0.5)  # the kernel's signal is on its way
+print("alive", flush=True)
+"""
+    parent = """
+import os, subprocess, sys
+told, tell = os.pipe()
+subprocess.Popen([sys.executable, "-c", sys.argv[1], str(tell)], pass_fds=[tell])
+os.read(told, 1)
+os.kill(os.getpid(), 9)
+"""
     environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(Path(__file__).parents[1])}
     if launched:
         environment["LOCAL_RANK"] = "0"
     command = [sys.executable, "-c", parent, child]
-    result = subprocess.run(command, env=environment, capture_output=True, timeout=60, check=False)
+    result = subprocess.run(command, env=environment, capture_output=True, timeout=240, check=False)
     assert result.returncode == -signal.SIGKILL
     assert b"ready" in result.stdout
     assert (b"alive" in result.stdout) == (not launched)

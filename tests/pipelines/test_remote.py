@@ -119,7 +119,7 @@ def remotely(address: str, *arguments: str) -> str:
     environment = os.environ | keys | {"AWS_ENDPOINT_URL": address, "AWS_EC2_METADATA_DISABLED": "true"}
     root = Path(__file__).parents[2]
     result = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, env=environment, cwd=root
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=240, env=environment, cwd=root
     )
     assert result.returncode == 0, result.stderr
     return result.stdout

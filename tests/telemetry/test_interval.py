@@ -95,7 +95,7 @@ def test_two_processes_know_each_others_numbers(tmp_path: Path) -> None:
         subprocess.Popen([*command, str(rank)], stdout=subprocess.PIPE, text=True) for rank in range(2)
     ]
     try:
-        told = [json.loads(process.communicate(timeout=60)[0]) for process in processes]
+        told = [json.loads(process.communicate(timeout=240)[0]) for process in processes]
     finally:
         for process in processes:
             process.kill()

@@ -119,7 +119,7 @@ def test_a_terminal_shows_the_run_until_it_ends(tmp_path: Path) -> None:
         with suppress(OSError):  # the terminal's other end is closed
             while data := os.read(control, 65536):
                 shown += data
-        assert process.wait(timeout=30) == 0
+        assert process.wait(timeout=240) == 0
     finally:
         process.kill()
         process.wait()
