@@ -10,6 +10,11 @@
 # under SLURM the batch script runs this on each node by srun, and requeues the job if it was preempted
 set -euo pipefail
 
+# A stream that is closed would be the next file's: nothing can be read or written there.
+{ : <&0; } 2> /dev/null || exec < /dev/null
+{ : >&1; } 2> /dev/null || exec > /dev/null
+{ : >&2; } 2> /dev/null || exec 2> /dev/null
+
 usage() {
     cat << 'EOF'
 usage: ./launch.sh [--dry-run] RECIPE [--section.field value ...]
@@ -99,6 +104,7 @@ meaning() { # STATUS: the exit status of a command that told no cause, in which 
 find_python() {
     local find='import importlib.util as u, sys; sys.exit(not all(map(u.find_spec, ("fasttrain", "torch"))))'
     python=${PYTHON:-$([[ -x $here/.venv/bin/python ]] && echo "$here/.venv/bin/python" || echo python3)}
+    [[ $python != '~/'* ]] || python=$HOME/${python:2} # it was quoted
     "$python" -c "$find" 2> /dev/null ||
         fail 2 "$python has no fasttrain: run make demo in $here once, or let PYTHON name one that has it"
 }

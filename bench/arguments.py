@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from typing import NoReturn
 
-from fasttrain.errors import ConfigError
+from fasttrain.errors import ConfigError, instead
 
 
 class Parser(argparse.ArgumentParser):
@@ -49,7 +49,7 @@ def chosen(flag: str, text: str, allowed: Sequence[str]) -> list[str]:
     names = text.split(",") if text else list(allowed)
     for name in names:
         if name not in allowed:
-            raise ConfigError(f"{flag} holds {name!r}; allowed: {', '.join(allowed)}")
+            raise ConfigError(f"{flag} holds {name!r}; {instead(name, allowed)}")
     return names
 
 

@@ -134,7 +134,7 @@ def settings(run: Path) -> Config:
         ConfigError: no run's folder, or a configuration that this version does not know.
     """
     if not is_run(run):
-        raise ConfigError(f"RUN is {str(run)[:300]}; allowed here: a run's folder, such as runs/demo")
+        raise ConfigError(f"RUN is {run}; allowed here: a run's folder, such as runs/demo")
     path = run / "config.json"
     values = read_json(path)
     try:

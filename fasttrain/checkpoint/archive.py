@@ -101,7 +101,7 @@ class Archive:
             return self.best
         for path in self.complete():
             return path
-        raise CheckpointError(f"no checkpoint in {str(self.folder)[:300]}")
+        raise CheckpointError(f"no checkpoint in {self.folder}")
 
     def save(self, step: int, state: dict[str, Any], about: Mapping[str, Any], *, best: bool) -> None:
         """Write the checkpoint of a step, its manifest last, and remove what is too old.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import sys
 from dataclasses import asdict, dataclass
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from ..errors import ConfigError
+from ..launch.place import rank
 
 if TYPE_CHECKING:
     from ..reevaluate import Verdict
@@ -66,7 +66,7 @@ def evaluate(rest: list[str]) -> None:
         batch=options.batch,
         device=options.device,
     )
-    if os.environ.get("RANK", "0") != "0":
+    if rank():
         return
     main_accuracy = verdict.main
     print(
@@ -125,7 +125,7 @@ def export(rest: list[str]) -> None:
     options = tyro.cli(_Export, prog="fasttrain export", args=rest)
     depths = re.split("[,-]", options.subnet) if options.subnet else []
     if not all(depth.isascii() and depth.isdecimal() and len(depth) < 10 for depth in depths):
-        raise ConfigError(f"--subnet is {options.subnet[:300]}; allowed: blocks per stage, such as 3,3,6,3")
+        raise ConfigError(f"--subnet is {options.subnet}; allowed: blocks per stage, such as 3,3,6,3")
     for name, value in (("--side", options.side), ("--batch", options.batch)):
         if not 0 <= value <= 4096:
             raise ConfigError(f"{name} is {value}; allowed: 0 to 4096")

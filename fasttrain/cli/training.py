@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import sys
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 from ..errors import ConfigError
 from ..guards import signals
 from ..launch.orphans import end_with_launcher
+from ..launch.place import rank
 from .configure import configure
 
 
@@ -42,7 +42,7 @@ def nips22(rest: list[str]) -> None:
         return
     own, published = parser.parse_known_args(rest)
     found = equivalent(published, own.data, fast=own.fast)
-    if int(os.environ.get("RANK", 0)) == 0:
+    if rank() == 0:
         for line in found.notices:
             print(f"notice: {line}", file=sys.stderr)
         print(shlex.join(["fasttrain", "train", *found.words]), flush=True)

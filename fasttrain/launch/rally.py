@@ -26,6 +26,7 @@ from typing import Any
 
 from .. import __version__
 from ..errors import ConfigError, DistributedError, RunError
+from ..startup import open_streams
 
 LONGEST = 4096
 """Bytes of a message at most."""
@@ -275,4 +276,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    open_streams()
     main()

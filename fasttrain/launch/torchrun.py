@@ -17,6 +17,7 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.elastic.rendezvous import RendezvousError
 
+from ..startup import open_streams
 from .orphans import end_with_launcher
 
 SHUTDOWN = 120
@@ -61,6 +62,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
+    open_streams()
     if len(sys.argv) > 1:
         main(sys.argv[1:])
     else:

@@ -28,8 +28,8 @@ def short_line(metrics: Mapping[str, Any]) -> str:
 
 
 def printable(text: str) -> str:
-    """A name without what would move a terminal's cursor or cannot be encoded."""
-    return "".join(each if each.isprintable() else "?" for each in text)
+    """A name in which what would move a terminal's cursor, or cannot be encoded, is escaped."""
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
 
 
 def duration(seconds: float) -> str:
