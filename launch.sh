@@ -11,9 +11,9 @@
 set -euo pipefail
 
 # A stream that is closed would be the next file's: nothing can be read or written there.
-{ : <&0; } 2> /dev/null || exec < /dev/null
-{ : >&1; } 2> /dev/null || exec > /dev/null
-{ : >&2; } 2> /dev/null || exec 2> /dev/null
+[[ -e /dev/fd/0 ]] || exec < /dev/null
+[[ -e /dev/fd/1 ]] || exec > /dev/null
+[[ -e /dev/fd/2 ]] || exec 2> /dev/null
 
 usage() {
     cat << 'EOF'

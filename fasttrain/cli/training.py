@@ -6,7 +6,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from ..errors import ConfigError
+from ..errors import ConfigError, RunError
 from ..guards import signals
 from ..launch.orphans import end_with_launcher
 from ..launch.place import rank
@@ -24,9 +24,9 @@ def train(rest: list[str]) -> None:
 
 def nips22(rest: list[str]) -> None:
     """The published flags; what is told goes to stderr, the command to stdout."""
-    from ..compat.nips22 import Parser, add_flags, equivalent
+    from ..compat.nips22 import add_flags, equivalent, in_flags, new_parser
 
-    parser = Parser("fasttrain nips22")
+    parser = new_parser("fasttrain nips22")
     add = parser.add_argument
     add("--data", default="", metavar="DIR", help="holds train/ and val/")
     add("--fast", action="store_true", default=False, help="the same recipe by this project's fast modes")
@@ -41,7 +41,10 @@ def nips22(rest: list[str]) -> None:
         print(parser.format_help().rstrip())
         return
     own, published = parser.parse_known_args(rest)
-    found = equivalent(published, own.data, fast=own.fast)
+    try:
+        found = equivalent(published, own.data, fast=own.fast)
+    except ConfigError as error:
+        raise in_flags(error) from None
     if rank() == 0:
         for line in found.notices:
             print(f"notice: {line}", file=sys.stderr)
@@ -50,7 +53,10 @@ def nips22(rest: list[str]) -> None:
         return
     if not own.data:
         raise ConfigError("--data is missing; allowed: --data DIR, a folder that holds train/ and val/")
-    train(found.words)
+    try:
+        train(found.words)
+    except RunError as error:
+        raise in_flags(error) from error.__cause__
 
 
 def check(rest: list[str]) -> None:
