@@ -10,10 +10,11 @@
 # under SLURM the batch script runs this on each node by srun, and requeues the job if it was preempted
 set -euo pipefail
 
-# A stream that is closed would be the next file's: nothing can be read or written there.
-[[ -e /dev/fd/0 ]] || exec < /dev/null
-[[ -e /dev/fd/1 ]] || exec > /dev/null
-[[ -e /dev/fd/2 ]] || exec 2> /dev/null
+# A stream that is closed would be the next file's, and is this one's by now: nothing comes from or goes there.
+closed() { [[ ! -e /dev/fd/$1 || /dev/fd/$1 -ef ${BASH_SOURCE[0]} ]]; }
+! closed 0 || exec < /dev/null
+! closed 1 || exec > /dev/null
+! closed 2 || exec 2> /dev/null
 
 usage() {
     cat << 'EOF'

@@ -16,6 +16,7 @@ from ..subnets import Subnet
 from ..telemetry.files import read_json
 from ..telemetry.records import Record, Records
 from ..telemetry.runs import is_run
+from ..telemetry.words import printable
 from ..trained import Trained, open_trained
 from .options import NetworkOptions, SubnetOptions
 
@@ -74,7 +75,7 @@ def labels(runs: Sequence[Path]) -> list[str]:
     """The runs' names, told apart by their folders where two are the same, and by number if given twice."""
     names = [_name(run) for run in runs]
     told = [
-        name if Counter(names)[name] == 1 else os.path.normpath(run)
+        printable(name if Counter(names)[name] == 1 else os.path.normpath(run))
         for name, run in zip(names, runs, strict=True)
     ]
     times = [told[:index].count(label) for index, label in enumerate(told)]
