@@ -201,9 +201,6 @@ def test_training_imports_what_it_needs_alone(tmp_path: Path) -> None:
         *("wandb", "sklearn", "scipy", "pandas", "torch.distributed.run", "fasttrain.report"),
         *("fasttrain.analysis", "fasttrain.export", "fasttrain.comparison", "PIL.ImageShow"),
     )
-    script = (
-        "import sys, fasttrain.trainer\n"
-        f"print([name for name in {unneeded!r} if name in sys.modules])"
-    )
+    script = f"import sys, fasttrain.trainer\nprint([name for name in {unneeded!r} if name in sys.modules])"
     done = shell('"$PY" -c "$SCRIPT"', tmp_path, SCRIPT=script)
     assert done.stdout.decode().strip() == "[]", done.stderr
