@@ -314,9 +314,9 @@ restarts_allowed=${RESTARTS:-3} join_timeout=${JOIN_TIMEOUT:-300} requeues=${REQ
 whole RESTARTS "$restarts_allowed" 0
 whole JOIN_TIMEOUT "$join_timeout" 1
 whole REQUEUES "$requeues" 0
+whole SLURM_RESTART_COUNT "${SLURM_RESTART_COUNT:-0}" 0
 if in_slurm; then
     slurm SLURM_JOB_ID
-    whole SLURM_RESTART_COUNT "${SLURM_RESTART_COUNT:-0}" 0
     [[ ! ${SLURM_STEP_ID:-} ]] || slurm SLURM_STEP_ID
     in_step || slurm SLURM_NNODES
 fi
