@@ -4,6 +4,7 @@ it imports before it has to.
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from fasttrain.guards import signals
-from fasttrain.startup import begin, expanded
+from fasttrain.startup import begin, expanded, importing
 from tests.test_cli import ROOT, run
 
 ALONE = {"PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/"), "PYTHONPATH": str(ROOT)}
@@ -161,6 +162,22 @@ def test_a_leading_tilde_is_written_out(monkeypatch: pytest.MonkeyPatch) -> None
         assert expanded(word) == whole
     root = os.path.expanduser("~root")
     assert expanded("--val=~root/x") == f"--val={root}/x"
+
+
+def test_nothing_is_collected_while_torch_is_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it leaves is looked at no more; once it is there, nothing is changed."""
+    with importing():
+        assert gc.isenabled()
+    assert gc.get_freeze_count() == 0
+    monkeypatch.delitem(sys.modules, "torch")
+    try:
+        with pytest.raises(ImportError), importing():
+            assert not gc.isenabled()
+            raise ImportError
+        assert gc.isenabled()
+        assert gc.get_freeze_count() > 10_000
+    finally:
+        gc.unfreeze()
 
 
 HEAVY = ("torch", "torchvision", "timm", "nvidia.dali", "triton", "matplotlib", "numpy", "safetensors")

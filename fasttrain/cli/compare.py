@@ -10,6 +10,7 @@ from typing import Annotated
 import tyro
 
 from ..errors import ConfigError
+from ..startup import importing
 from .configure import configure
 
 
@@ -62,7 +63,8 @@ def compare(rest: list[str]) -> None:
     configs = {Path(name).stem: configure("compare", [name, *overrides]) for name in recipes}
     if len(configs) < len(recipes):
         raise ConfigError(f"compare {' '.join(recipes)}; allowed: recipes and files of different names")
-    from ..comparison import compare, parse_budget
+    with importing():
+        from ..comparison import compare, parse_budget
 
     budget = parse_budget(options.budget)
     compare(configs, budget, seeds=options.seeds, subnets=options.subnets, folder=options.output)

@@ -12,6 +12,7 @@ import tyro
 
 from ..errors import ConfigError
 from ..launch.place import rank
+from ..startup import importing
 
 if TYPE_CHECKING:
     from ..reevaluate import Verdict
@@ -49,9 +50,10 @@ def evaluate(rest: list[str]) -> None:
         raise ConfigError(
             f"--subnets {options.subnets} --batch {options.batch}; allowed: at least -1, at least 0"
         )
-    from ..reevaluate import evaluate_checkpoint
-    from ..telemetry.files import check_output
-    from ..trainer import subnets_line
+    with importing():
+        from ..reevaluate import evaluate_checkpoint
+        from ..telemetry.files import check_output
+        from ..trainer import subnets_line
 
     if options.output:
         check_output("--output", Path(options.output))
@@ -129,7 +131,8 @@ def export(rest: list[str]) -> None:
     for name, value in (("--side", options.side), ("--batch", options.batch)):
         if not 0 <= value <= 4096:
             raise ConfigError(f"{name} is {value}; allowed: 0 to 4096")
-    from ..export import export
+    with importing():
+        from ..export import export
 
     lines = export(
         options.run,
@@ -157,7 +160,8 @@ def analyze(rest: list[str]) -> None:
         print(f"usage: fasttrain analyze NAME RUN [RUN ...] [options]\n\nNAME: {names}")
         sys.exit(0 if rest else 2)
     name, *words = rest
-    chosen = experiment(name)
+    with importing():
+        chosen = experiment(name)
     count = next((i for i, word in enumerate(words) if word.startswith("-")), len(words))
     options = tyro.cli(
         chosen.options,

@@ -10,6 +10,7 @@ from ..errors import ConfigError, RunError
 from ..guards import signals
 from ..launch.orphans import end_with_launcher
 from ..launch.place import rank
+from ..startup import importing
 from .configure import configure
 
 
@@ -17,7 +18,8 @@ def train(rest: list[str]) -> None:
     config = configure("train", rest)
     end_with_launcher()
     with signals.caught() as caught:  # before torch, whose import takes seconds
-        from ..trainer import train
+        with importing():
+            from ..trainer import train
 
         train(config, caught)
 
@@ -72,7 +74,8 @@ def check(rest: list[str]) -> None:
         else:
             others.append(word)
     config = configure("check", others)
-    from ..launch.preflight import check_run
+    with importing():
+        from ..launch.preflight import check_run
 
     for line in check_run(config, counts["--processes"], counts["--nodes"]):
         print(line)
@@ -81,6 +84,7 @@ def check(rest: list[str]) -> None:
 def demo(rest: list[str]) -> None:
     if len(rest) > 1 or (rest and rest[0].startswith("-")):
         raise ConfigError(f"demo {' '.join(rest)}; allowed: demo [DIR]")
-    from ..demo import run_demo
+    with importing():
+        from ..demo import run_demo
 
     run_demo(Path(rest[0] if rest else "runs/demo"))
