@@ -5,6 +5,7 @@ Imports nothing that takes time or opens files.
 
 from __future__ import annotations
 
+import atexit
 import gc
 import io
 import os
@@ -58,8 +59,8 @@ def open_streams() -> None:
 def importing() -> Iterator[None]:
     """Within, torch and what builds on it are imported, the first time without garbage collections.
 
-    These find next to nothing among a million objects that stay. Nor are the objects looked at later, in the
-    middle of a training step and at the process's end.
+    These find next to nothing among a million objects that stay. Nor are the objects looked at in the middle
+    of a training step; at the end they are, since libraries complain of what is left.
     """
     if "torch" in sys.modules:
         yield
@@ -69,6 +70,7 @@ def importing() -> Iterator[None]:
         yield
     finally:
         gc.freeze()
+        atexit.register(gc.unfreeze)
         gc.enable()
 
 
