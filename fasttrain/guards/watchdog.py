@@ -72,7 +72,5 @@ class Watchdog:
         )
         faulthandler.dump_traceback(sys.__stderr__ or sys.stderr)
         tell_exit(error.exit_status, str(error))
-        os.write(
-            2, f"fasttrain: rank {os.environ.get('RANK', 0)}: {error}\n".encode(errors="backslashreplace")
-        )
+        os.write(2, f"fasttrain: rank {os.environ.get('RANK', 0)}: {error}\n".encode())
         os._exit(error.exit_status)

@@ -122,7 +122,7 @@ def read_run(folder: Path) -> RunData:
 def _json(path: Path, gaps: list[str]) -> dict[str, Any]:
     """A JSON object; where there is none, a gap and an empty one."""
     try:
-        value = json.loads(path.read_text())
+        value = json.loads(path.read_bytes())
     except FileNotFoundError:
         gaps.append(f"there is no {path.name}")
     except OSError as error:
