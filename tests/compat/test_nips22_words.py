@@ -23,8 +23,8 @@ def test_each_flag_and_each_field_exists() -> None:
     ("message", "told"),
     [
         (
-            "runs/x exists and run.resume is 'never'; allowed: --run.resume auto to go on with it, or another "
-            "--run.name",
+            "runs/x exists and run.resume is 'never'; allowed: --run.resume auto to go on with it, or "
+            "another --run.name",
             "runs/x exists and --resume is not given; allowed: --resume to go on with it, or another --exp",
         ),
         ("run.folder: cannot write to 'a/run.name'", "--exp: cannot write to 'a/--exp'"),
