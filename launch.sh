@@ -10,6 +10,12 @@
 # under SLURM the batch script runs this on each node by srun, and requeues the job if it was preempted
 set -euo pipefail
 
+# A stream that is closed would be the next file's, and is this one's by now: nothing comes from or goes there.
+closed() { [[ ! -e /dev/fd/$1 || /dev/fd/$1 -ef ${BASH_SOURCE[0]} ]]; }
+! closed 0 || exec < /dev/null
+! closed 1 || exec > /dev/null
+! closed 2 || exec 2> /dev/null
+
 usage() {
     cat << 'EOF'
 usage: ./launch.sh [--dry-run] RECIPE [--section.field value ...]
@@ -99,6 +105,7 @@ meaning() { # STATUS: the exit status of a command that told no cause, in which 
 find_python() {
     local find='import importlib.util as u, sys; sys.exit(not all(map(u.find_spec, ("fasttrain", "torch"))))'
     python=${PYTHON:-$([[ -x $here/.venv/bin/python ]] && echo "$here/.venv/bin/python" || echo python3)}
+    [[ $python != '~/'* ]] || python=$HOME/${python:2} # it was quoted
     "$python" -c "$find" 2> /dev/null ||
         fail 2 "$python has no fasttrain: run make demo in $here once, or let PYTHON name one that has it"
 }
@@ -320,9 +327,9 @@ restarts_allowed=${RESTARTS:-3} join_timeout=${JOIN_TIMEOUT:-300} requeues=${REQ
 whole RESTARTS "$restarts_allowed" 0
 whole JOIN_TIMEOUT "$join_timeout" 1
 whole REQUEUES "$requeues" 0
+whole SLURM_RESTART_COUNT "${SLURM_RESTART_COUNT:-0}" 0
 if in_slurm; then
     slurm SLURM_JOB_ID
-    whole SLURM_RESTART_COUNT "${SLURM_RESTART_COUNT:-0}" 0
     [[ ! ${SLURM_STEP_ID:-} ]] || slurm SLURM_STEP_ID
     in_step || slurm SLURM_NNODES
 fi

@@ -9,10 +9,8 @@ from collections.abc import Sequence
 
 import torch
 
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"  # before triton is imported: kernels are checked on a CPU too
-
-from fasttrain.errors import INTERRUPTED, ConfigError, OutOfMemoryError, RunError
+from fasttrain.errors import INTERRUPTED, ConfigError, OutOfMemoryError, RunError, instead
+from fasttrain.startup import begin
 
 COMMANDS = {
     "step": "one training step: seconds, FLOPs and memory of CT, ST, ST++ and the published code",
@@ -48,14 +46,17 @@ def dispatch(argv: Sequence[str]) -> None:
         print(usage())
         return
     if not argv or argv[0] not in COMMANDS:
-        raise ConfigError(f"command is {argv[0] if argv else ''!r}; allowed: {', '.join(COMMANDS)}")
+        command = argv[0] if argv else ""
+        raise ConfigError(f"command is {command!r}; {instead(command, COMMANDS)}")
+    if not torch.cuda.is_available():
+        os.environ["TRITON_INTERPRET"] = "1"  # before triton is imported: kernels are checked on a CPU too
     importlib.import_module(f"bench.{argv[0]}").main(argv[1:])
 
 
 def main(argv: Sequence[str]) -> int:
     """Run one command; the exit status. Errors that a user can mend are one line on stderr."""
     try:
-        dispatch(argv)
+        dispatch(begin(argv))
     except RunError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_status

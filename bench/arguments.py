@@ -4,18 +4,9 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from typing import NoReturn
 
-from fasttrain.errors import ConfigError
-
-
-class Parser(argparse.ArgumentParser):
-    """Mistakes raise `ConfigError`, with the command's name."""
-
-    def error(self, message: str) -> NoReturn:
-        """Called by argparse."""
-        raise ConfigError(f"{self.prog}: {message}")
-
+from fasttrain.arguments import Parser
+from fasttrain.errors import ConfigError, instead
 
 _MOST = {
     "crop": 4096,
@@ -49,7 +40,7 @@ def chosen(flag: str, text: str, allowed: Sequence[str]) -> list[str]:
     names = text.split(",") if text else list(allowed)
     for name in names:
         if name not in allowed:
-            raise ConfigError(f"{flag} holds {name!r}; allowed: {', '.join(allowed)}")
+            raise ConfigError(f"{flag} holds {name!r}; {instead(name, allowed)}")
     return names
 
 
@@ -65,3 +56,6 @@ def check_minutes(options: argparse.Namespace) -> None:
 
 def _flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
+
+
+__all__ = ["Parser", "check_least", "check_minutes", "chosen"]

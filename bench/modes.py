@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fasttrain import config
 from fasttrain.config import IMAGENET_MEAN, IMAGENET_STD
-from fasttrain.errors import ConfigError
+from fasttrain.errors import ConfigError, instead
 from fasttrain.methods import AugSub, Common, Method, Plan, Stimulative
 from fasttrain.models import StagedNetwork, batch_norms
 from fasttrain.randomness import draw_sizes
@@ -248,7 +248,7 @@ def build_mode(name: str, setup: Setup, network: StagedNetwork, device: torch.de
     """
     mode, _, variant = name.partition(":")
     if mode not in MODES:
-        raise ConfigError(f"--modes holds {name!r}; allowed: {', '.join(MODES)}")
+        raise ConfigError(f"--modes holds {name!r}; {instead(name, MODES)}")
     variant = variant or _OWN_VARIANTS.get(mode, "ours")
     if variant not in VARIANTS or (mode == "naive" and variant != "published"):
         allowed = ", ".join(VARIANTS) if mode != "naive" else "published"

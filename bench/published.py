@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fasttrain.errors import ConfigError
+from fasttrain.errors import ConfigError, instead
 
 from .links import Link
 
@@ -76,5 +76,5 @@ def find_gpu(name: str) -> Gpu:
         ConfigError: an unknown one.
     """
     if name not in GPUS:
-        raise ConfigError(f"--gpu is {name!r}; allowed: {', '.join(GPUS)}")
+        raise ConfigError(f"--gpu is {name!r}; {instead(name, GPUS)}")
     return GPUS[name]

@@ -12,7 +12,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from fasttrain.errors import ConfigError, DataError, RunError
+from fasttrain.errors import ConfigError, DataError, RunError, instead
 
 from .arguments import Parser
 from .plots import PLOTS
@@ -82,7 +82,7 @@ def render(text: str) -> str:
     def replace(block: re.Match[str]) -> str:
         start, name, folder, end = block.groups()
         if name not in TABLES:
-            raise ConfigError(f"table is {name!r}; allowed: {', '.join(TABLES)}")
+            raise ConfigError(f"table is {name!r}; {instead(name, TABLES)}")
         try:
             lines = TABLES[name](RESULTS / folder)
         except OSError as error:

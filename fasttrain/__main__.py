@@ -7,12 +7,14 @@ from contextlib import nullcontext
 
 from .errors import INTERRUPTED
 from .guards import signals
+from .startup import open_streams
 
 
 def main() -> None:
     """Run one command. Training answers signals before anything is imported that takes time; any other
     command ends by them, as programs do.
     """
+    open_streams()  # before anything is opened
     training = sys.argv[1:2] in (["train"], ["nips22"])
     try:
         with signals.caught() if training else nullcontext():

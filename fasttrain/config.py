@@ -7,11 +7,13 @@ single fields (`--optim.lr 0.4`); a run's folder keeps the resolved one as `conf
 from __future__ import annotations
 
 import dataclasses
+import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from .errors import ConfigError
+from .errors import ConfigError, cut, instead
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -35,7 +37,7 @@ LARGEST = 1e9
 
 def _check(ok: bool, name: str, value: Any, allowed: str) -> None:
     if not ok:
-        raise ConfigError(f"{name} is {value!r}; allowed: {allowed}")
+        raise ConfigError(f"{name} is {cut(repr(value))}; allowed: {allowed}")
 
 
 def _check_types(section: Any) -> None:
@@ -44,8 +46,9 @@ def _check_types(section: Any) -> None:
     for name, hint in _hints(type(section)).items():  # type: ignore[arg-type]  # mypy: unhashable
         value = getattr(section, name)
         allowed = _allowed(hint, value)
-        if allowed:
-            raise ConfigError(f"{prefix}.{name} is {value!r}; allowed: {allowed}")
+        if allowed and get_origin(hint) is Literal and isinstance(value, str):
+            raise ConfigError(f"{prefix}.{name} is {value!r}; {instead(value, get_args(hint))}")
+        _check(not allowed, f"{prefix}.{name}", value, allowed)
 
 
 @cache
@@ -661,6 +664,21 @@ class Config:
         )
 
 
+FREE_ON_RESUME = (
+    *("recipe", "data.train", "data.val", "data.builtin", "data.threads", "data.prefetch"),
+    *("data.hardware_decoder_load", "data.decoder_memory", "data.largest_image"),
+    *("model.weights", "model.new_head", "model.batch_norm", "model.conv1x1"),
+    *("method.backward", "optim.impl", "run.kernels"),
+    *("evaluation.every", "evaluation.batch", "evaluation.subnets", "evaluation.statistics"),
+    "evaluation.normalize",
+    *("run.name", "run.folder", "run.max_steps", "run.device", "run.log_every", "run.resume"),
+    *("run.tensorboard", "run.wandb", "run.profile"),
+    *("run.save_minutes", "run.save_steps", "run.keep", "run.start_timeout", "run.step_timeout"),
+    "run.skip_nonfinite",
+)
+"""Fields that may differ when a run is resumed, since they do not change what it trains."""
+
+
 def to_dict(config: Config) -> dict[str, Any]:
     """The configuration as nested plain dictionaries (tuples become lists), ready for JSON."""
     return dataclasses.asdict(
@@ -669,6 +687,30 @@ def to_dict(config: Config) -> dict[str, Any]:
             key: list(value) if isinstance(value, tuple) else value for key, value in items
         },
     )
+
+
+def with_paths(config: Config, change: Callable[[str], str]) -> Config:
+    """The configuration with each path, where there is one, changed."""
+
+    def changed(path: str) -> str:
+        return change(path) if path and "://" not in path else path
+
+    data, model, run = config.data, config.model, config.run
+    return dataclasses.replace(
+        config,
+        data=dataclasses.replace(data, train=changed(data.train), val=changed(data.val)),
+        model=dataclasses.replace(model, weights=changed(model.weights)),
+        run=dataclasses.replace(
+            run,
+            folder=changed(run.folder),
+            resume=run.resume if run.resume in ("auto", "never") else changed(run.resume),
+        ),
+    )
+
+
+def absolute(config: Config) -> Config:
+    """The configuration with whole paths, which means the same in any folder."""
+    return with_paths(config, os.path.abspath)
 
 
 _SECTIONS = {
@@ -700,11 +742,11 @@ def from_dict(values: dict[str, Any]) -> Config:
         if name == "recipe":
             continue
         if name not in _SECTIONS or not isinstance(section, dict):
-            raise ConfigError(f"unknown section {name!r}; allowed: {', '.join(_SECTIONS)}")
+            raise ConfigError(f"unknown section {name!r}; {instead(name, _SECTIONS)}")
         known = {f.name for f in dataclasses.fields(_SECTIONS[name])}
         unknown = sorted(set(section) - known)
         if unknown:
-            raise ConfigError(f"unknown field {name}.{unknown[0]}; allowed: {', '.join(sorted(known))}")
+            raise ConfigError(f"unknown field {name}.{unknown[0]}; {instead(unknown[0], sorted(known))}")
         plain = {
             key: tuple(value) if isinstance(value, list) else value
             for key, value in (section | _of_older_runs(name, section)).items()

@@ -95,8 +95,9 @@ def _read_classes(path: Path | None) -> list[str] | None:
     if path is None:
         return None
     try:
-        names = [line.strip() for line in path.read_text("utf-8-sig").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
+        lines = path.read_text("utf-8-sig", "surrogateescape").splitlines()  # a name may be no UTF-8
+        names = [line.strip() for line in lines if line.strip()]
+    except OSError as error:
         raise ConfigError(f"--classes {path} cannot be read: {error}") from None
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice or not names:

@@ -20,9 +20,10 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compr
 from torch.nn.parallel import DistributedDataParallel
 
 from .config import Run
-from .errors import ConfigError, DistributedError, Interrupted, Preempted, RunError, error_of
+from .errors import ConfigError, DistributedError, Interrupted, Preempted, RunError, encodable, error_of
 from .guards.watchdog import PATIENCE
 from .hardware import choose_device
+from .launch import place
 from .launch.address import resolved
 from .models import Auxiliary, StagedNetwork, TreeForward, batch_norms
 
@@ -88,15 +89,16 @@ def _place() -> tuple[int, int, int]:
     Raises:
         ConfigError: they are not torchrun's, but left over from something else.
     """
-    world = _variable("WORLD_SIZE", 1, 1, 2**20)
-    place = _variable("RANK", 0, 0, world - 1), world, _variable("LOCAL_RANK", 0, 0, world - 1)
+    world = place.world()
+    found = place.rank(), world, place.local_rank()
+    place.local_world()
     needed = ("RANK", "MASTER_ADDR", "MASTER_PORT") if world > 1 else ()
     for name in needed:
         if not os.environ.get(name):
-            raise _not_ours(f"WORLD_SIZE is {world} and {name} is not set")
+            raise place.not_ours(f"WORLD_SIZE is {world} and {name} is not set")
     if needed:
-        _variable("MASTER_PORT", 0, 1, 65535)
-    return place
+        place.number("MASTER_PORT", 0, 1, 65535)
+    return found
 
 
 def _check_master() -> None:
@@ -111,19 +113,6 @@ def _check_master() -> None:
         raise DistributedError(
             f"{error.strerror}; allowed: MASTER_ADDR, the name or address of rank 0"
         ) from None
-
-
-def _variable(name: str, default: int, low: int, high: int) -> int:
-    text = os.environ.get(name, str(default))
-    if not (text.isascii() and text.isdigit() and len(text) < 10 and low <= int(text) <= high):
-        raise _not_ours(f"the environment's {name} is {text!r}; allowed: {low} to {high}")
-    return int(text)
-
-
-def _not_ours(what: str) -> ConfigError:
-    error = ConfigError(f"{what}; ./launch.sh and torchrun set what belongs together, a run alone needs none")
-    error.speaks = True
-    return error
 
 
 def stop() -> None:
@@ -149,7 +138,7 @@ def told(error: Exception) -> Exception:
     if isinstance(error, Preempted | Interrupted) or getattr(error, "speaks", None) is False:
         return error  # all processes end with it together
     status = error.exit_status if isinstance(error, RunError) else RunError.exit_status
-    ours = f"{status} {dist.get_rank() if dist.is_initialized() else 0} {first_line(error)}"
+    ours = encodable(f"{status} {dist.get_rank() if dist.is_initialized() else 0} {first_line(error)}")
     try:
         first = _Joined.store.compare_set("failure", "", ours).decode() if _Joined.store else ""
     except RuntimeError:  # the process that holds the store is gone

@@ -2,6 +2,53 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
+
+LONGEST = 200
+"""Characters of a value in a message at most."""
+
+
+def cut(value: str) -> str:
+    """A value without its middle where it is long: both ends of a path tell most."""
+    half = (LONGEST - 3) // 2
+    return value if len(value) <= LONGEST else f"{value[:half]}...{value[-half:]}"
+
+
+def brief(message: str) -> str:
+    """A message whose long words and long quoted values are cut."""
+    return _LONG.sub(lambda found: cut(found[0]), message)
+
+
+def encodable(text: str) -> str:
+    """A text in which what is no UTF-8 in a file's name is escaped, so that it can be printed and written."""
+    return text.encode(errors="backslashreplace").decode()
+
+
+_LONG = re.compile(rf"""'[^'\n]{{{LONGEST},}}'|"[^"\n]{{{LONGEST},}}"|\S{{{LONGEST},}}""")
+
+
+def instead(name: str, names: Iterable[str], rest: str = "", forms: str = "") -> str:
+    """What a message says is to be given instead of a wrong name: those that are near it, and all if
+    these are few or none is near.
+
+    Args:
+        name: what was given.
+        names: that there are.
+        rest: what is allowed besides.
+        forms: what is said instead of all, if they are too many.
+    """
+    from difflib import get_close_matches  # a mistake alone needs it
+
+    names = list(names)
+    by_case = {each.lower(): each for each in names}
+    near = [by_case[each] for each in get_close_matches(name.lower(), by_case, n=3, cutoff=0.75)]
+    all_of_them = f"allowed: {forms or ', '.join([*names, rest] if rest else names)}"
+    if not near:
+        return all_of_them
+    asked = f"did you mean {' or '.join(near)}?"
+    return asked if len(all_of_them) > LONGEST else f"{asked} {all_of_them}"
+
 
 class RunError(Exception):
     """Ends the run: the message names what was given and what is allowed; no traceback is shown.
@@ -12,6 +59,10 @@ class RunError(Exception):
 
     exit_status = 1
     speaks: bool | None = None
+
+    def __init__(self, message: str = "") -> None:
+        """The message, ready to be shown."""
+        super().__init__(brief(encodable(message)))
 
 
 class ConfigError(RunError, ValueError):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .config import Config, Data, Method
 from .effects import ignored
-from .errors import ConfigError
+from .errors import ConfigError, instead
 from .kernels.normalized_loss import StimulativeLoss
 from .kernels.runtime import Kernels
 from .methods import Plan, Stimulative
@@ -82,7 +82,7 @@ def stimulate(
         raise ConfigError(f"seed is {seed!r}; allowed: 0 to {2**31 - 1}")
     unknown = [name for name in options if name not in OPTIONS]
     if unknown:
-        raise ConfigError(f"stimulate has no option {unknown[0]!r}; allowed: {', '.join(OPTIONS)}")
+        raise ConfigError(f"stimulate has no option {unknown[0]!r}; {instead(unknown[0], OPTIONS)}")
     sizes = options.get("sizes", ())
     if not isinstance(sizes, Sequence) or isinstance(sizes, str):
         raise ConfigError(f"sizes is {sizes!r}; allowed: a list of sides, pixels")

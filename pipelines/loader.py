@@ -19,6 +19,7 @@ import torch
 
 from fasttrain.config import Data
 from fasttrain.errors import ConfigError
+from fasttrain.launch.place import local_world
 from fasttrain.randomness import draw_sizes
 
 from . import draws
@@ -273,9 +274,8 @@ def channels_first(images: torch.Tensor) -> torch.Tensor:
 
 def dali_threads(data: Data) -> int:
     """DALI's threads: as configured, or this process's share of the machine's cores."""
-    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     cores = len(os.sched_getaffinity(0))
-    return data.threads or max(1, min(MAX_THREADS, cores // processes))
+    return data.threads or max(1, min(MAX_THREADS, cores // local_world()))
 
 
 def _check_dtype(dtype: torch.dtype) -> None:

@@ -135,7 +135,11 @@ def test_the_launcher_trains_in_two_processes(tmp_path: Path) -> None:
     [
         ({"RANK": "abc"}, "RANK is 'abc'; allowed: 0 to 0"),
         ({"RANK": "5"}, "RANK is '5'; allowed: 0 to 0"),
+        ({"RANK": ""}, "RANK is ''; allowed: 0 to 0"),
         ({"LOCAL_RANK": ""}, "LOCAL_RANK is ''"),
+        ({"LOCAL_WORLD_SIZE": ""}, "LOCAL_WORLD_SIZE is ''; allowed: 1 to "),
+        ({"LOCAL_WORLD_SIZE": "x"}, "LOCAL_WORLD_SIZE is 'x'"),
+        ({"WORLD_SIZE": ""}, "WORLD_SIZE is ''"),
         ({"WORLD_SIZE": "0"}, "WORLD_SIZE is '0'"),
         ({"WORLD_SIZE": "2"}, "RANK is not set"),
         ({"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "x", "MASTER_PORT": "y"}, "MASTER_PORT is 'y'"),
@@ -144,7 +148,7 @@ def test_the_launcher_trains_in_two_processes(tmp_path: Path) -> None:
 def test_variables_that_are_not_torchruns_are_told(
     monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], told: str
 ) -> None:
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from fasttrain.compat.nips22 import replay
+from fasttrain.compat.nips22.replay import replay
 from fasttrain.models import StagedNetwork, create_model
 
 pytestmark = pytest.mark.golden

@@ -5,26 +5,30 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
-from ..errors import ConfigError
-from . import (
-    amplitude,
-    bound,
-    delete_one,
-    delete_several,
-    epochs,
-    kl,
-    layers,
-    number,
-    permute,
-    receptive_field,
-    subnets,
-)
+from ..errors import ConfigError, instead
+from ..launch.place import world
 from .options import Options
 from .output import Result, check_folder, new_figure, show, write
-from .runs import folder_of
+
+EXPERIMENTS = {
+    "subnets": "Subnets",
+    "delete-one": "One block deleted",
+    "delete-several": "Several blocks deleted",
+    "permute": "Blocks permuted within stages",
+    "kl": "KL of the subnets over checkpoints",
+    "amplitude": "Logit amplitude over models",
+    "receptive-field": "Effective receptive field",
+    "layers": "Blocks kept in each stage",
+    "epochs": "Accuracy over epochs",
+    "number": "Accuracy over the number of subnets",
+    "bound": "Gap to the main network and its bound",
+}
+"""Name on the command line to the title of its table; the file of that name has its `measure`, and is
+imported when it is asked for: with torch that takes seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,26 +46,6 @@ class Experiment:
     measure: Callable[[Sequence[Path], Any], Result]
 
 
-EXPERIMENTS = {
-    "subnets": Experiment("Subnets", subnets.SubnetsOptions, subnets.measure),
-    "delete-one": Experiment("One block deleted", delete_one.DeleteOneOptions, delete_one.measure),
-    "delete-several": Experiment(
-        "Several blocks deleted", delete_several.DeleteSeveralOptions, delete_several.measure
-    ),
-    "permute": Experiment("Blocks permuted within stages", permute.PermuteOptions, permute.measure),
-    "kl": Experiment("KL of the subnets over checkpoints", kl.KlOptions, kl.measure),
-    "amplitude": Experiment("Logit amplitude over models", amplitude.AmplitudeOptions, amplitude.measure),
-    "receptive-field": Experiment(
-        "Effective receptive field", receptive_field.ReceptiveFieldOptions, receptive_field.measure
-    ),
-    "layers": Experiment("Blocks kept in each stage", layers.LayersOptions, layers.measure),
-    "epochs": Experiment("Accuracy over epochs", epochs.EpochsOptions, epochs.measure),
-    "number": Experiment("Accuracy over the number of subnets", number.NumberOptions, number.measure),
-    "bound": Experiment("Gap to the main network and its bound", bound.BoundOptions, bound.measure),
-}
-"""Name on the command line to experiment."""
-
-
 def experiment(name: str) -> Experiment:
     """The experiment of a name.
 
@@ -69,8 +53,9 @@ def experiment(name: str) -> Experiment:
         ConfigError: there is none.
     """
     if name not in EXPERIMENTS:
-        raise ConfigError(f"analyze {name}: unknown; allowed: {', '.join(EXPERIMENTS)}")
-    return EXPERIMENTS[name]
+        raise ConfigError(f"analyze {name}: unknown; {instead(name, EXPERIMENTS)}")
+    module = import_module(f".{name.replace('-', '_')}", __name__)
+    return Experiment(EXPERIMENTS[name], get_type_hints(module.measure)["options"], module.measure)
 
 
 def analyze(name: str, runs: Sequence[Path], options: Options) -> list[Path]:
@@ -84,10 +69,12 @@ def analyze(name: str, runs: Sequence[Path], options: Options) -> list[Path]:
     Raises:
         RunError: see `fasttrain.errors`.
     """
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        raise ConfigError(f"WORLD_SIZE is {os.environ['WORLD_SIZE']}; allowed: analyze in one process")
+    if world() > 1:
+        raise ConfigError(f"WORLD_SIZE is {world()}; allowed: analyze in one process")
     new_figure()  # without matplotlib nothing is computed
     chosen = experiment(name)
+    from .runs import folder_of
+
     folder = Path(options.output) if options.output else folder_of(runs[0]) / "analysis"
     if options.output or os.path.isdir(folder.parent):
         check_folder(folder, name)

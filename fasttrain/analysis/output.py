@@ -64,7 +64,7 @@ def check_folder(folder: Path, name: str) -> None:
     """
     there = next(each for each in (folder, *folder.absolute().parents) if os.path.lexists(each))
     if not os.path.isdir(there) or not os.access(there, os.W_OK | os.X_OK):
-        raise ConfigError(f"cannot write to --output {str(folder)[:300]}; allowed: a folder, or a new one")
+        raise ConfigError(f"cannot write to --output {folder}; allowed: a folder, or a new one")
     for path in paths_of(folder, name):
         if is_no_file(path):
             raise ConfigError(f"cannot write {path}: it is no file; allowed: another --output")

@@ -17,6 +17,7 @@ from ..subnets import Subnet
 from ..telemetry.files import read_json
 from ..telemetry.records import Record, Records
 from ..telemetry.runs import is_run
+from ..telemetry.words import printable
 from ..trained import Trained, open_trained
 from .options import NetworkOptions, SubnetOptions
 
@@ -78,7 +79,7 @@ def labels(runs: Sequence[Path]) -> list[str]:
     """The runs' names, told apart by their folders where two are the same, and by number if given twice."""
     names = [_name(run) for run in runs]
     told = [
-        name if Counter(names)[name] == 1 else os.path.normpath(run)
+        printable(name if Counter(names)[name] == 1 else os.path.normpath(run))
         for name, run in zip(names, runs, strict=True)
     ]
     times = [told[:index].count(label) for index, label in enumerate(told)]
@@ -140,7 +141,7 @@ def settings(run: Path) -> Config:
         ConfigError: no run's folder, or a configuration that this version does not know.
     """
     if not is_run(run):
-        raise ConfigError(f"RUN is {str(run)[:300]}; allowed here: a run's folder, such as runs/demo")
+        raise ConfigError(f"RUN is {run}; allowed here: a run's folder, such as runs/demo")
     path = run / "config.json"
     values = read_json(path)
     try:

@@ -108,7 +108,7 @@ class Archive:
             return self.best
         for path in self.complete():
             return path
-        told = f"no checkpoint in {str(self.folder)[:300]}"
+        told = f"no checkpoint in {self.folder}"
         unsure = [*self.unsure(), *self._all(f".pt{_UNSURE}")]
         if unsure:
             told += (

@@ -133,7 +133,7 @@ def read(path: Path) -> bytes:
         CheckpointError: it is missing, cannot be read, or is not what was written.
     """
     if not os.path.isfile(path):  # unlike Path.is_file, never raises
-        raise CheckpointError(f"no checkpoint at {str(path)[:300]}")
+        raise CheckpointError(f"no checkpoint at {path}")
     manifest = manifest_of(path)
     try:
         content = path.read_bytes()
@@ -279,7 +279,7 @@ def parse(path: Path) -> Any:
         CheckpointError: missing or damaged, or it holds more than that.
     """
     if not os.path.isfile(path):
-        raise CheckpointError(f"no checkpoint at {str(path)[:300]}")
+        raise CheckpointError(f"no checkpoint at {path}")
     return _parse(path, path)
 
 

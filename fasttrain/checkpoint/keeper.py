@@ -35,7 +35,7 @@ def find_checkpoint(config: Config, folder: RunFolder, archive: Archive) -> Foun
     if found is None and resume not in ("auto", "never"):
         if not os.path.isfile(resume):
             raise CheckpointError(
-                f"no checkpoint at {resume[:300]}; run.resume allows auto, never, or a checkpoint's file"
+                f"no checkpoint at {resume}; run.resume allows auto, never, or a checkpoint's file"
             )
         found = Found(Path(resume), checkpoint.read(Path(resume)))
     return found
@@ -76,13 +76,16 @@ class Keeper:
             if found is None:
                 return b""
             notes.extend(found.warnings)
+            before = self.folder.moved()
+            if before:
+                notes.append(f"the run lay in {before} before; it goes on in {self.folder.path}")
             self._damaged = found.damaged
             path = found.path
             return found.content
 
         content = distributed.from_main(find, self.process)
         if content:
-            path = Path(distributed.from_main(str(path).encode, self.process).decode())
+            path = Path(os.fsdecode(distributed.from_main(lambda: os.fsencode(path), self.process)))
             self.state.restore(checkpoint.decode(content, path), path)
             notes.append(f"resumed from {path} at step {self._mark()[0]}")
         self._saved = self._mark()

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import checkpoint, distributed
-from ..config import Config, from_dict, to_dict
+from ..config import FREE_ON_RESUME, Config, absolute, from_dict, to_dict
 from ..distributed import Process
 from ..errors import CheckpointError, ConfigError
 from ..evaluation import Accuracy
@@ -32,20 +32,6 @@ from ..pipelines.loader import TrainLoader
 from ..step import TrainStep
 from ..telemetry.interval import Interval
 from . import schema
-
-FREE_ON_RESUME = (
-    *("recipe", "data.train", "data.val", "data.builtin", "data.threads", "data.prefetch"),
-    *("data.hardware_decoder_load", "data.decoder_memory", "data.largest_image"),
-    *("model.weights", "model.new_head", "model.batch_norm", "model.conv1x1"),
-    *("method.backward", "optim.impl", "run.kernels"),
-    *("evaluation.every", "evaluation.batch", "evaluation.subnets", "evaluation.statistics"),
-    "evaluation.normalize",
-    *("run.name", "run.folder", "run.max_steps", "run.device", "run.log_every", "run.resume"),
-    *("run.tensorboard", "run.wandb", "run.profile"),
-    *("run.save_minutes", "run.save_steps", "run.keep", "run.start_timeout", "run.step_timeout"),
-    "run.skip_nonfinite",
-)
-"""Fields that may differ when a run is resumed, since they do not change what it trains."""
 
 
 @dataclass(slots=True)
@@ -123,7 +109,7 @@ class State:
             state["ema"] |= _mean([rank["ema"] for rank in ranks])
         progress = self.progress
         return state | {
-            "config": to_dict(self.config),
+            "config": to_dict(absolute(self.config)),
             "classes": list(self.classes),
             "position": asdict(progress.position),
             "evaluated": progress.evaluated,

@@ -7,8 +7,11 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from ..errors import INTERRUPTED, ConfigError, RunError
+from .. import __version__
+from ..errors import INTERRUPTED, ConfigError, RunError, brief, instead
+from ..launch.place import is_first
 from ..launch.status import tell_exit
+from ..startup import begin
 from .about import doctor, recipes, show
 from .compare import compare
 from .data import data
@@ -36,17 +39,22 @@ USAGE = """usage: fasttrain COMMAND ...
   data demo DIR                                         write the demo's digits as JPEGs
   demo [DIR]                                            CT against ST++ on the digits (default: runs/demo)
   doctor                                                what this machine has, and what would be chosen
+  --version                                             print the version
 
 fasttrain train RECIPE --help lists every field."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run one command; exits with the status of `fasttrain.errors`."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    arguments: list[str] = []
     try:
+        arguments = begin(sys.argv[1:] if argv is None else argv)
         if not arguments or arguments[0] in ("-h", "--help"):
             print(USAGE, flush=True)
             sys.exit(0 if arguments else 2)
+        if arguments == ["--version"]:
+            print(f"fasttrain {__version__}", flush=True)
+            return
         _dispatch(arguments[0], arguments[1:])
         sys.stdout.flush()
     except RunError as error:
@@ -57,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except OSError as error:
-        _fail(str(error), 1)
+        _fail(brief(str(error)), 1)
     except SystemExit as error:
         if error.code:  # tyro has said what is wrong
             tell_exit(ConfigError.exit_status, "a wrong command line")
@@ -65,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     except Exception as error:  # a fault of the program: its traceback is shown
         tell_exit(RunError.exit_status, f"{type(error).__name__}: {error}")
         raise
-    if arguments[0] in ("train", "nips22"):
+    if arguments[:1] in (["train"], ["nips22"]):
         tell_exit(0, "done")
 
 
@@ -88,7 +96,7 @@ def _dispatch(command: str, rest: list[str]) -> None:
         "doctor": doctor,
     }
     if command not in commands:
-        raise ConfigError(f"unknown command {command!r}; allowed: {', '.join(commands)}")
+        raise ConfigError(f"unknown command {command!r}; {instead(command, commands)}")
     own_help = ("compare", "nips22", "evaluate", "export", "analyze", "runs", "watch", "report", "data")
     if rest[:1] in (["-h"], ["--help"]) and command not in own_help:
         print(USAGE)
@@ -97,8 +105,8 @@ def _dispatch(command: str, rest: list[str]) -> None:
 
 
 def _fail(message: str, status: int, speaks: bool | None = None) -> NoReturn:
-    rank = os.environ.get("RANK", "0")
-    if rank == "0" if speaks is None else speaks:
-        print(f"fasttrain: {f'rank {rank}: ' if rank != '0' else ''}{message}", file=sys.stderr)
+    if is_first() if speaks is None else speaks:
+        who = "" if is_first() else f"rank {os.environ['RANK']}: "
+        print(f"fasttrain: {who}{message}", file=sys.stderr)
     tell_exit(status, message)
     sys.exit(status)

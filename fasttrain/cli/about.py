@@ -10,6 +10,7 @@ from rich.console import Console
 from ..config import to_dict
 from ..errors import ConfigError
 from ..recipes import RECIPES, describe, sources
+from ..startup import importing
 from .configure import configure
 
 
@@ -29,7 +30,8 @@ def show(rest: list[str]) -> None:
 
 def doctor(rest: list[str]) -> None:
     expect_nothing("doctor", rest)
-    from ..doctor import report
+    with importing():
+        from ..doctor import report
 
     console = Console(soft_wrap=True, highlight=False)
     for subject, finding in report():

@@ -11,6 +11,7 @@ import tyro
 
 from ..effects import refuse_ignored
 from ..errors import ConfigError
+from ..startup import importing
 from .configure import overridden
 
 
@@ -64,7 +65,8 @@ def compare(rest: list[str]) -> None:
     if len(pairs) < len(recipes):
         raise ConfigError(f"compare {' '.join(recipes)}; allowed: recipes and files of different names")
     refuse_ignored(pairs.values())
-    from ..comparison import compare, parse_budget
+    with importing():
+        from ..comparison import compare, parse_budget
 
     budget = parse_budget(options.budget)
     configs = {name: config for name, (_, config) in pairs.items()}

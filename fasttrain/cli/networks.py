@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import sys
 from dataclasses import asdict, dataclass
@@ -12,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from ..errors import ConfigError
+from ..launch.place import rank
+from ..startup import importing
 
 if TYPE_CHECKING:
     from ..reevaluate import Verdict
@@ -49,9 +50,10 @@ def evaluate(rest: list[str]) -> None:
         raise ConfigError(
             f"--subnets {options.subnets} --batch {options.batch}; allowed: at least -1, at least 0"
         )
-    from ..reevaluate import evaluate_checkpoint
-    from ..telemetry.files import check_output
-    from ..trainer import subnets_line
+    with importing():
+        from ..reevaluate import evaluate_checkpoint
+        from ..telemetry.files import check_output
+        from ..trainer import subnets_line
 
     if options.output:
         check_output("--output", Path(options.output))
@@ -66,7 +68,7 @@ def evaluate(rest: list[str]) -> None:
         batch=options.batch,
         device=options.device,
     )
-    if os.environ.get("RANK", "0") != "0":
+    if rank():
         return
     if verdict.note:
         print(verdict.note)
@@ -127,11 +129,12 @@ def export(rest: list[str]) -> None:
     options = tyro.cli(_Export, prog="fasttrain export", args=rest)
     depths = re.split("[,-]", options.subnet) if options.subnet else []
     if not all(depth.isascii() and depth.isdecimal() and len(depth) < 10 for depth in depths):
-        raise ConfigError(f"--subnet is {options.subnet[:300]}; allowed: blocks per stage, such as 3,3,6,3")
+        raise ConfigError(f"--subnet is {options.subnet}; allowed: blocks per stage, such as 3,3,6,3")
     for name, value in (("--side", options.side), ("--batch", options.batch)):
         if not 0 <= value <= 4096:
             raise ConfigError(f"{name} is {value}; allowed: 0 to 4096")
-    from ..export import export
+    with importing():
+        from ..export import export
 
     lines = export(
         options.run,
@@ -159,7 +162,8 @@ def analyze(rest: list[str]) -> None:
         print(f"usage: fasttrain analyze NAME RUN [RUN ...] [options]\n\nNAME: {names}")
         sys.exit(0 if rest else 2)
     name, *words = rest
-    chosen = experiment(name)
+    with importing():
+        chosen = experiment(name)
     count = next((i for i, word in enumerate(words) if word.startswith("-")), len(words))
     options = tyro.cli(
         chosen.options,

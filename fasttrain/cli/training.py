@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import sys
 from pathlib import Path
 
-from ..errors import ConfigError
+from ..errors import ConfigError, RunError
 from ..guards import signals
 from ..launch.orphans import end_with_launcher
+from ..launch.place import rank
+from ..startup import importing
 from .configure import configure
 
 
@@ -17,16 +18,17 @@ def train(rest: list[str]) -> None:
     config = configure("train", rest)
     end_with_launcher()
     with signals.caught() as caught:  # before torch, whose import takes seconds
-        from ..trainer import train
+        with importing():
+            from ..trainer import train
 
         train(config, caught)
 
 
 def nips22(rest: list[str]) -> None:
     """The published flags; what is told goes to stderr, the command to stdout."""
-    from ..compat.nips22 import Parser, add_flags, equivalent
+    from ..compat.nips22 import add_flags, equivalent, in_flags, new_parser
 
-    parser = Parser("fasttrain nips22")
+    parser = new_parser("fasttrain nips22")
     add = parser.add_argument
     add("--data", default="", metavar="DIR", help="holds train/ and val/")
     add("--fast", action="store_true", default=False, help="the same recipe by this project's fast modes")
@@ -41,8 +43,11 @@ def nips22(rest: list[str]) -> None:
         print(parser.format_help().rstrip())
         return
     own, published = parser.parse_known_args(rest)
-    found = equivalent(published, own.data, fast=own.fast)
-    if int(os.environ.get("RANK", 0)) == 0:
+    try:
+        found = equivalent(published, own.data, fast=own.fast)
+    except ConfigError as error:
+        raise in_flags(error) from None
+    if rank() == 0:
         for line in found.notices:
             print(f"notice: {line}", file=sys.stderr)
         print(shlex.join(["fasttrain", "train", *found.words]), flush=True)
@@ -50,7 +55,10 @@ def nips22(rest: list[str]) -> None:
         return
     if not own.data:
         raise ConfigError("--data is missing; allowed: --data DIR, a folder that holds train/ and val/")
-    train(found.words)
+    try:
+        train(found.words)
+    except RunError as error:
+        raise in_flags(error) from error.__cause__
 
 
 def check(rest: list[str]) -> None:
@@ -66,7 +74,8 @@ def check(rest: list[str]) -> None:
         else:
             others.append(word)
     config = configure("check", others)
-    from ..launch.preflight import check_run
+    with importing():
+        from ..launch.preflight import check_run
 
     for line in check_run(config, counts["--processes"], counts["--nodes"]):
         print(line)
@@ -75,6 +84,7 @@ def check(rest: list[str]) -> None:
 def demo(rest: list[str]) -> None:
     if len(rest) > 1 or (rest and rest[0].startswith("-")):
         raise ConfigError(f"demo {' '.join(rest)}; allowed: demo [DIR]")
-    from ..demo import run_demo
+    with importing():
+        from ..demo import run_demo
 
     run_demo(Path(rest[0] if rest else "runs/demo"))

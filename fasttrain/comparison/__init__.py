@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import re
 import time
 from collections.abc import Mapping
@@ -29,6 +28,7 @@ from ..distributed import Process
 from ..errors import ConfigError
 from ..flops import meta_network
 from ..hardware import choose_device
+from ..launch.place import world
 from ..subnets import PrefixTree
 from ..telemetry.files import read_json, write_json
 from .cost import Cost, measure_costs
@@ -127,8 +127,8 @@ def _check(configs: Mapping[str, Config]) -> None:
     for label, config in configs.items():
         if not config.data.val:
             raise ConfigError(f"{label}: data.val is empty; allowed: validation images (--data.val DIR)")
-    if os.environ.get("WORLD_SIZE", "1") != "1":
-        raise ConfigError(f"WORLD_SIZE is {os.environ['WORLD_SIZE']}; allowed: compare in one process")
+    if world() > 1:
+        raise ConfigError(f"WORLD_SIZE is {world()}; allowed: compare in one process")
 
 
 def _plan(

@@ -22,7 +22,7 @@ def lock(folder: Path) -> TextIO | None:
     try:
         file = (folder / "lock").open("a+")
     except OSError as error:
-        raise ConfigError(f"run.folder: cannot write to {str(folder)[:200]!r}: {error.strerror}") from None
+        raise ConfigError(f"run.folder: cannot write to {str(folder)!r}: {error.strerror}") from None
     if not _locked(file, folder, fcntl.LOCK_EX):
         file.close()
         return None

@@ -112,9 +112,9 @@ def check_room(folder: Path, needed: int) -> None:
         free = shutil.disk_usage(existing).free
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise ConfigError(f"run.folder: cannot write to {str(folder)[:200]!r}: {reason}") from None
+        raise ConfigError(f"run.folder: cannot write to {str(folder)!r}: {reason}") from None
     if free < needed:
         raise ConfigError(
-            f"run.folder is on a disk with {free / 1e6:.0f} MB left ({str(folder)[:200]}); allowed: at least "
+            f"run.folder is on a disk with {free / 1e6:.0f} MB left ({folder}); allowed: at least "
             f"{needed / 1e6:.0f} MB for checkpoints"
         )

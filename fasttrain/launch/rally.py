@@ -27,6 +27,7 @@ from typing import Any
 
 from .. import __version__
 from ..errors import ConfigError, DistributedError, RunError
+from ..startup import open_streams
 from .address import is_here, resolved
 
 LONGEST = 4096
@@ -309,4 +310,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback
+    open_streams()
     main()

@@ -10,6 +10,8 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
+from ..errors import encodable
+
 DIRECTORY = "FASTTRAIN_STATUS"
 
 
@@ -27,5 +29,5 @@ def tell_exit(status: int, message: str) -> None:
 def _write(name: str, text: str) -> None:
     folder = os.environ.get(DIRECTORY)
     if folder:
-        with suppress(OSError), (Path(folder) / name).open("x") as file:  # it would hide what ends the run
-            file.write(text)
+        with suppress(OSError), (Path(folder) / name).open("xb") as file:  # it would hide what ends the run
+            file.write(encodable(text).encode())

@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..startup import open_streams
 from .orphans import end_with_launcher
 
 SHUTDOWN = 120
@@ -75,6 +76,7 @@ def _facts() -> None:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # until torchrun has its own answer
+    open_streams()
     if len(sys.argv) > 1:
         main(sys.argv[1:])
     else:

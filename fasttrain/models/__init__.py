@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..errors import ConfigError
+from ..errors import ConfigError, instead
 from .auxiliary import Auxiliary
 from .backbone import staged_view
 from .cifar_resnet import CIFAR_BOTTLENECKS, CIFAR_RESNETS, CifarResNet, create_cifar_bottleneck
@@ -111,7 +111,10 @@ def _create(name: str, num_classes: int) -> StagedNetwork:
             }
             source = timm.create_model(name, pretrained=False, num_classes=num_classes, **options)
             return family.network(source)
-    raise ConfigError(f"model.name is {name!r}; allowed: {MODEL_FORMS}")
+    names = [*CIFAR_RESNETS, *CIFAR_BOTTLENECKS, *CIFAR_MOBILENETS]
+    for module in (*_FAMILIES, "mobilenetv3"):
+        names += timm.list_models(module=module)
+    raise ConfigError(f"model.name is {name!r}; {instead(name, names, forms=MODEL_FORMS)}")
 
 
 __all__ = [

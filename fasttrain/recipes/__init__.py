@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 import re
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
-from ..config import Config, from_dict
-from ..errors import ConfigError
+from ..config import Config, from_dict, with_paths
+from ..errors import ConfigError, instead
 from . import augsub, cifar, demo, finetune, imagenet, rsb, swin, vit
 
 RECIPES: dict[str, Callable[[], Config]] = {
@@ -26,7 +28,7 @@ RECIPES: dict[str, Callable[[], Config]] = {
 
 
 def recipe(name: str) -> Config:
-    """The configuration of a named recipe, or of an earlier run (a path ending in .json).
+    """The configuration of a named recipe, or of an earlier run (a path ending in .json), to go on with it.
 
     Raises:
         ConfigError: no such recipe or file, or a file that holds no configuration.
@@ -34,8 +36,11 @@ def recipe(name: str) -> Config:
     if name.endswith(".json"):
         return _from_file(Path(name))
     if name not in RECIPES:
-        raise ConfigError(f"unknown recipe {name!r}; allowed: {', '.join(RECIPES)}, or a run's config.json")
+        raise ConfigError(f"unknown recipe {name!r}; {instead(name, RECIPES, _OR_FILE)}")
     return RECIPES[name]()
+
+
+_OR_FILE = "or a run's config.json"
 
 
 def describe(name: str) -> str:
@@ -53,14 +58,19 @@ def sources(name: str) -> str:
 
 def _from_file(path: Path) -> Config:
     try:
-        values = json.loads(path.read_text())
+        values = json.loads(path.read_text("utf-8", "surrogateescape"))
     except OSError as error:
         raise ConfigError(f"cannot read the configuration {path}: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path} is not JSON: {error}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{path} holds no configuration")
-    return from_dict(values)
+    config = with_paths(from_dict(values), os.path.expanduser)
+    folder = Path(os.path.abspath(path)).parent
+    if path.name != "config.json" or not os.path.isdir(folder / "checkpoints"):
+        return config
+    # a run's own: it goes on where the file lies, wherever it is started, and if its folder was moved
+    return replace(config, run=replace(config.run, folder=str(folder.parent), name=folder.name))
 
 
 def published_top1(name: str) -> float | None:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from html import escape
 from typing import NewType
 
+from ..errors import encodable
 from .style import STYLE
 
 Markup = NewType("Markup", str)
@@ -27,7 +28,7 @@ def document(title: str, body: Sequence[Markup]) -> str:
         *body,
         *("</body>", "</html>", ""),
     )
-    return "\n".join(lines).encode("ascii", "xmlcharrefreplace").decode()
+    return encodable("\n".join(lines)).encode("ascii", "xmlcharrefreplace").decode()
 
 
 _POLICY = (

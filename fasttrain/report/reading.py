@@ -10,8 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint.state import FREE_ON_RESUME
-from ..config import Config, from_dict, to_dict
+from ..config import FREE_ON_RESUME, Config, from_dict, to_dict
 from ..errors import ConfigError
 from ..recipes import RECIPES, recipe
 from ..telemetry.curves import Points
@@ -99,8 +98,7 @@ def read_run(folder: Path) -> RunData:
     """
     if not any(os.path.isfile(folder / name) for name in FILES):  # unlike Path.is_file, never raises
         raise ConfigError(
-            f"RUN is {str(folder)[:300]}; allowed: a run's folder, such as runs/demo, which holds "
-            f"{' or '.join(FILES)}"
+            f"RUN is {folder}; allowed: a run's folder, such as runs/demo, which holds {' or '.join(FILES)}"
         )
     run = RunData(folder.resolve().name)
     config = _json(folder / "config.json", run.gaps)
@@ -124,7 +122,7 @@ def read_run(folder: Path) -> RunData:
 def _json(path: Path, gaps: list[str]) -> dict[str, Any]:
     """A JSON object; where there is none, a gap and an empty one."""
     try:
-        value = json.loads(path.read_text())
+        value = json.loads(path.read_bytes())
     except FileNotFoundError:
         gaps.append(f"there is no {path.name}")
     except OSError as error:

@@ -10,7 +10,7 @@ from typing import Protocol
 
 import numpy as np
 
-from ..errors import ConfigError
+from ..errors import ConfigError, instead
 from .subnet import BlockRef, Depths, Part, Subnet, ordered_subnet
 
 RESNET50_DEPTHS = (3, 4, 6, 3)
@@ -157,7 +157,11 @@ def ordered_space(spec: str, depths: Sequence[int]) -> OrderedSpace:
         return _parse_space(spec, full)
     except ValueError as error:
         detail = f" ({error})" if isinstance(error, ConfigError) else ""
-        raise ConfigError(f"method.space is {spec!r}{detail}; allowed: {SPACE_FORMS}") from None
+        wrong = f"method.space is {spec!r}{detail}"
+        raise ConfigError(f"{wrong}; {instead(spec, _NAMES, forms=SPACE_FORMS)}") from None
+
+
+_NAMES = ("default", *RESNET50_SPACES)
 
 
 def _parse_space(spec: str, full: Depths) -> OrderedSpace:

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from ..errors import ConfigError
+from ..errors import ConfigError, encodable
 
 RUNS_OWN = frozenset(
     ("config.json", "environment.json", "metrics.jsonl", "status.json", "log.txt", "wandb.id")
@@ -41,7 +41,7 @@ def check_output(option: str, path: Path) -> None:
             run's own file.
     """
     if is_no_file(path) or not os.path.isdir(path.parent):  # unlike Path.is_dir, never raises
-        raise ConfigError(f"{option} is {str(path)[:300]}; allowed: a file in a folder that exists")
+        raise ConfigError(f"{option} is {path}; allowed: a file in a folder that exists")
     if is_runs_own(path):
         raise ConfigError(f"{option} is {path}, a run's own file; allowed: another file")
     try:
@@ -78,7 +78,7 @@ def write_json(path: Path, value: Any) -> None:
 
 def replace_text(path: Path, text: str) -> None:
     """Write a text file, whole or not at all."""
-    replace_bytes(path, text.encode())
+    replace_bytes(path, encodable(text).encode())
 
 
 def replace_bytes(path: Path, content: bytes) -> None:
@@ -97,7 +97,7 @@ def append_line(path: Path, line: str) -> None:
     Raises:
         OSError: it cannot be written, as on a full disk; the file is as before.
     """
-    data = f"{line}\n".encode()
+    data = f"{encodable(line)}\n".encode()
     with path.open("ab", buffering=0) as file:
         end = file.seek(0, os.SEEK_END)
         try:
@@ -111,7 +111,7 @@ def append_line(path: Path, line: str) -> None:
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object; empty where there is none that can be read, as while another process replaces it."""
     try:
-        value = json.loads(path.read_text())
+        value = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}

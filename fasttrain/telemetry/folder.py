@@ -12,11 +12,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TextIO
 
-from ..config import Config, to_dict
+from ..config import Config, absolute, to_dict
 from ..errors import ConfigError
 from ..guards.lock import lock
 from .environment import environment
 from .files import append_line, now, read_json, replace_text, to_json, write_json
+from .records import sound
 
 
 class RunFolder:
@@ -52,7 +53,7 @@ class RunFolder:
             # Not `never`, so that the file goes on with its own run.
             resume = "auto" if config.run.resume == "never" else config.run.resume
             kept = replace(config, run=replace(config.run, resume=resume))
-            write_json(self.path / "config.json", to_dict(kept))
+            write_json(self.path / "config.json", to_dict(absolute(kept)))
             write_json(self.path / "environment.json", environment())
 
     @contextmanager
@@ -63,15 +64,21 @@ class RunFolder:
         except ConfigError:
             raise
         except (OSError, ValueError) as error:
-            raise ConfigError(
-                f"run.folder: cannot write to {str(self.path)[:200]!r}: {str(error)[:400]}"
-            ) from None
+            raise ConfigError(f"run.folder: cannot write to {str(self.path)!r}: {error}") from None
 
     def give_back(self) -> None:
         """Other processes may write the folder."""
         if self._lock is not None:
             self._lock.close()
             self._lock = None
+
+    def moved(self) -> str:
+        """Where the run lay before, if its folder was moved or copied since; empty: it lies where it was."""
+        known = sound(read_json(self.path / "config.json").get("run"))
+        folder, name = str(known.get("folder", "")), str(known.get("name") or self.path.name)
+        before = os.path.join(folder, name)
+        same = os.path.realpath(before) == os.path.realpath(self.path)
+        return before if os.path.isabs(folder) and not same else ""
 
     @property
     def is_done(self) -> bool:

@@ -9,6 +9,7 @@ from contextlib import suppress
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
+from ..errors import encodable
 from .files import append_line, now
 from .folder import RunFolder
 
@@ -34,6 +35,7 @@ class Log:
 
     def line(self, text: str) -> None:
         """Print and keep one line."""
+        text = encodable(text)
         try:
             self.console.print(text, markup=False)
         except OSError as error:  # a full disk, as that of a batch job's output, ends no run

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ..config import Config, Run, to_dict
-from ..errors import ConfigError
+from ..errors import ConfigError, encodable
 from .files import replace_text
 
 
@@ -73,7 +73,8 @@ def check_sinks(run: Run) -> None:
     """What is asked for can be done here.
 
     Raises:
-        ConfigError: a package is missing, or Weights & Biases has no key.
+        ConfigError: a package is missing, the folder's name is none that they take, or Weights & Biases has
+            no key.
     """
     asked = {"tensorboard": run.tensorboard, "wandb": bool(run.wandb)}
     for name, wanted in asked.items():
@@ -81,6 +82,12 @@ def check_sinks(run: Run) -> None:
             raise ConfigError(
                 f"run.{name} is {getattr(run, name)!r}; allowed with the extra {name}, which is missing: "
                 f"pip install -e '.[{name}]' where fasttrain lies"
+            )
+        folder = os.path.join(run.folder, run.name)
+        if wanted and encodable(folder) != folder:
+            raise ConfigError(
+                f"run.{name} is {getattr(run, name)!r} and run.folder {folder!r}; allowed: a folder whose "
+                "name is UTF-8, since it writes into no other"
             )
     offline = os.environ.get("WANDB_MODE") in ("offline", "disabled", "dryrun")
     if run.wandb and not offline and not os.environ.get("WANDB_API_KEY"):

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ..errors import encodable
+
 
 def metrics_line(step: int, metrics: Mapping[str, Any]) -> str:
     """A whole line for the log."""
@@ -28,8 +30,8 @@ def short_line(metrics: Mapping[str, Any]) -> str:
 
 
 def printable(text: str) -> str:
-    """A name without what would move a terminal's cursor or cannot be encoded."""
-    return "".join(each if each.isprintable() else "?" for each in text)
+    """A name without what would move a terminal's cursor; what cannot be encoded is escaped."""
+    return "".join(each if each.isprintable() else "?" for each in encodable(text))
 
 
 def duration(seconds: float) -> str:

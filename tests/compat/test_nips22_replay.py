@@ -12,7 +12,7 @@ import torch.nn.functional as F
 import torchvision.transforms.functional as tvf
 from torch import Tensor
 
-from fasttrain.compat.nips22 import replay
+from fasttrain.compat.nips22.replay import replay
 from fasttrain.config import IMAGENET_MEAN, IMAGENET_STD
 from fasttrain.errors import ConfigError
 from fasttrain.models import StagedNetwork

@@ -45,7 +45,10 @@ def test_the_published_flags_train(
 
     status, _, err = run(capsys, *words)
     assert status == 2
-    assert "runs/first exists and run.resume is 'never'" in err
+    assert (
+        "runs/first exists and --resume is not given; allowed: --resume to go on with it, or another --exp"
+        in err
+    )
     status, out, _ = run(capsys, *words, "--resume")
     assert status == 0
     assert "finished" in out

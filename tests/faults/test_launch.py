@@ -222,7 +222,8 @@ def test_the_check_ends_it(launcher: Launcher) -> None:
     [
         *(("PROCESSES", value) for value in ("0", "x", "-1", "08", "2;ls")),
         *(("RESTARTS", "-1"), ("NNODES", "0"), ("JOIN_TIMEOUT", "soon"), ("REQUEUES", "1.5")),
-        *(("MASTER_PORT", "65536"), ("MASTER_PORT", "http"), ("NODE_RANK", "1")),
+        *(("MASTER_PORT", "65536"), ("MASTER_PORT", "http")),
+        *(("NODE_RANK", "1"), ("SLURM_RESTART_COUNT", "x")),
     ],
 )
 def test_wrong_settings_are_named(launcher: Launcher, name: str, value: str) -> None:

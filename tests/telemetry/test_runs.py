@@ -147,7 +147,7 @@ def test_names_are_shown_as_they_can_be(tmp_path: Path, capsys: pytest.CaptureFi
         make_run(tmp_path, name, {"state": "done"})
     main(["runs", str(tmp_path)])
     lines = capsys.readouterr().out.encode().decode().splitlines()
-    assert [line.split()[0] for line in lines[1:]] == ["[red]a", "b??[2Jb", "?"]
+    assert [line.split()[0] for line in lines[1:]] == ["[red]a", "b??[2Jb", "\\udcff"]
 
 
 def test_no_folder_and_no_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,7 +1,7 @@
-"""The published NIPS22-ST `train.py`: its flags, the configuration they amount to, and one of its steps."""
+"""The published NIPS22-ST `train.py`: its flags and the configuration they amount to; `replay`: its step."""
 
 from .config import Equivalent, equivalent
-from .flags import Flags, Parser, add_flags, parse
-from .replay import Replay, replay
+from .flags import Flags, add_flags, new_parser, parse
+from .words import in_flags
 
-__all__ = ["Equivalent", "Flags", "Parser", "Replay", "add_flags", "equivalent", "parse", "replay"]
+__all__ = ["Equivalent", "Flags", "add_flags", "equivalent", "in_flags", "new_parser", "parse"]

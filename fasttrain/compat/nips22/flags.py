@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import NamedTuple, NoReturn
+from typing import NamedTuple
 
-from ...errors import ConfigError
+from ...arguments import Parser
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -137,10 +137,15 @@ def parse(argv: Sequence[str]) -> Parsed:
         ConfigError: an unknown flag, a value of the wrong type, or one that the published code does not tell
             apart, also where it passes silently there.
     """
-    parser = Parser("published flags")
+    parser = new_parser("published flags")
     add_flags(parser)
     values = vars(parser.parse_args(list(argv)))
     return Parsed(Flags(**values), frozenset(values))
+
+
+def new_parser(name: str) -> Parser:
+    """A parser that wants flags in full, and leaves out those that are not given."""
+    return Parser(name, add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -154,14 +159,3 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
             choices = CHOICES.get(field.name)
             metavar = None if choices else field.name.upper()
             parser.add_argument(name, type=kind, choices=choices, metavar=metavar, help=told)
-
-
-class Parser(argparse.ArgumentParser):
-    """Says a mistake as all commands do, and wants flags in full."""
-
-    def __init__(self, prog: str) -> None:
-        super().__init__(prog, add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
-
-    def error(self, message: str) -> NoReturn:
-        """Raise ConfigError."""
-        raise ConfigError(f"{self.prog}: {message}")
