@@ -13,6 +13,7 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before triton is imported: kernels are checked on a CPU too
 
 from fasttrain.errors import INTERRUPTED, ConfigError, OutOfMemoryError, RunError
+from fasttrain.output import outlasting_readers
 
 COMMANDS = {
     "step": "one training step: seconds, FLOPs and memory of CT, ST, ST++ and the published code",
@@ -54,6 +55,11 @@ def dispatch(argv: Sequence[str]) -> None:
 
 def main(argv: Sequence[str]) -> int:
     """Run one command; the exit status. Errors that a user can mend are one line on stderr."""
+    with outlasting_readers():
+        return _run(argv)
+
+
+def _run(argv: Sequence[str]) -> int:
     try:
         dispatch(argv)
     except RunError as error:

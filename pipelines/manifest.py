@@ -24,7 +24,7 @@ import numpy as np
 
 from fasttrain.errors import DataError
 
-from .folder import ImageFolder, Members, check_classes, hash_names, is_remote, scan
+from .folder import ImageFolder, Members, hash_names, is_remote, reordered, scan
 
 VERSION = 1
 NAME = "manifest.jsonl"
@@ -175,7 +175,7 @@ def open_images(path: str | Path, classes: Sequence[str] | None = None) -> Image
 
     Args:
         path: of the file or folder.
-        classes: names that the classes must have (those of the training images).
+        classes: names that the classes must have (those of the training images), in the order of the labels.
 
     Raises:
         DataError: nothing of the kind, or other classes; see `folder.scan` and `read_manifest`.
@@ -186,11 +186,7 @@ def open_images(path: str | Path, classes: Sequence[str] | None = None) -> Image
     images = read_manifest(found).images()
     if not images.files:
         raise DataError(f"manifest {found} holds no image")
-    if classes is not None:
-        check_classes(f"manifest {str(found)!r}", images.classes, classes)
-        if images.classes != tuple(classes):
-            raise DataError(f"manifest {str(found)!r} has the training images' classes in another order")
-    return images
+    return images if classes is None else reordered(images, classes, f"manifest {str(found)!r}")
 
 
 def check_presence(images: ImageFolder) -> None:

@@ -51,7 +51,7 @@ def find(runs: Sequence[Path], options: NetworkOptions, *, alike: bool = True) -
         ConfigError: they are of different networks.
     """
     sources = [
-        Source(label, open_trained(run, options.checkpoint, options.recipe))
+        Source(label, open_trained(run, options.checkpoint, options.recipe, options.classes))
         for label, run in zip(labels(runs), runs, strict=True)
     ]
     if alike:
@@ -112,6 +112,8 @@ def open_each(
             images=options.images,
             device=options.device,
         ) as run:
+            for note in run.notes:
+                print(f"{source.label}: {note}")
             yield source, run
 
 

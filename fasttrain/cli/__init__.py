@@ -9,6 +9,7 @@ from typing import NoReturn
 
 from ..errors import INTERRUPTED, ConfigError, RunError
 from ..launch.status import tell_exit
+from ..output import outlasting_readers
 from .about import doctor, recipes, show
 from .compare import compare
 from .data import data
@@ -41,21 +42,23 @@ fasttrain train RECIPE --help lists every field."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run one command; exits with the status of `fasttrain.errors`."""
+    """Run one command; exits with the status of `fasttrain.errors`, whether its output is read or not."""
+    with outlasting_readers():
+        _run(argv)
+
+
+def _run(argv: Sequence[str] | None) -> None:
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         if not arguments or arguments[0] in ("-h", "--help"):
             print(USAGE, flush=True)
             sys.exit(0 if arguments else 2)
         _dispatch(arguments[0], arguments[1:])
-        sys.stdout.flush()
+        print(end="", flush=True)  # what cannot be written is told
     except RunError as error:
         _fail(str(error), error.exit_status, error.speaks)
     except KeyboardInterrupt:
         _fail("interrupted", INTERRUPTED)
-    except BrokenPipeError:  # the reader of our output has gone: `| head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
     except OSError as error:
         _fail(str(error), 1)
     except SystemExit as error:

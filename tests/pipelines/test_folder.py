@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from fasttrain.errors import DataError
-from fasttrain.pipelines.folder import ImageFolder, ignored, scan, thinned
+from fasttrain.pipelines.folder import ImageFolder, scan, thinned
 
 pytestmark = pytest.mark.pipelines
 
@@ -67,10 +67,12 @@ def test_unusable_folders_are_named(tmp_path: Path, files: list[str], root: str,
 
 
 def test_what_is_not_listed_is_told(tmp_path: Path) -> None:
-    root = touch(tmp_path, "a/1.jpg", "a/2.jfif", "a/deep/3.jpg", "a/.hidden", "top.jpg", "manifest.jsonl")
+    root = touch(tmp_path, "a/1.jpg", "a/2.gif", "a/deep/3.jpg", "a/.hidden", "top.jpg", "manifest.jsonl")
     images = scan(root)
     assert images.files == ("a/1.jpg",)
-    assert ignored(images) == ["a/2.jfif", "a/deep", "top.jpg"]
+    assert images.passed_over == ("a/2.gif", "a/deep", "top.jpg")
+    assert images.omission.startswith("3 others ignored, the first: a/2.gif; images are CLASS/NAME with .jp")
+    assert scan(touch(tmp_path / "clean", "a/1.jpg")).omission == ""
 
 
 @pytest.mark.parametrize("target", ["gone", "lost"])
