@@ -43,8 +43,8 @@ def shorten_sockets() -> None:
     place = next((each for each in fitting if os.access(each, os.W_OK | os.X_OK)), None)
     if place is None:
         raise ConfigError(
-            f"TMPDIR is {places[0]}, and {places[1]} cannot be written to; allowed: a folder whose path has at "
-            f"most {_LONGEST - _SOCKET} bytes, for the sockets of worker processes"
+            f"TMPDIR is {places[0]}, and {places[1]} cannot be written to; allowed: a folder whose path has "
+            f"at most {_LONGEST - _SOCKET} bytes, for the sockets of worker processes"
         )
     if place != places[0]:
         usual, tempfile.tempdir = tempfile.tempdir, place
@@ -87,9 +87,9 @@ class Workers:
         try:
             self._pool = ProcessPoolExecutor(self.count, context, initializer=_follow_the_parent)
         except OSError as error:
+            why = (error.strerror or str(error)).lower()
             raise ConfigError(
-                f"/dev/shm cannot be written to ({(error.strerror or str(error)).lower()}); allowed: a writable "
-                "one, where worker processes have their semaphores"
+                f"/dev/shm cannot be written to ({why}); allowed: one that can, for the semaphores of workers"
             ) from None
         self._cpu: dict[int, float] = {}
 
