@@ -101,15 +101,13 @@ def _ordered(config: Config, images: ImageFolder) -> tuple[ImageFolder, str]:
     if not names:
         return images, assumption(images.classes, images.root, "--data.classes")
     differing = difference(images.classes, names)
-    if not differing:
-        return reordered(images, names), ""
-    if len(names) == (config.data.num_classes or len(images.classes)):  # a head that fits, of other classes
+    if differing:
         raise CheckpointError(
             f"{weights} was trained on other classes than {images.root} holds: {differing}; allowed: the "
             "same; for other classes: --model.new-head; for other names: --data.classes FILE, which lists "
             "the folders in the order of its outputs"
         )
-    return images, ""
+    return reordered(images, names), ""
 
 
 def listing_notes(folders: Folders) -> list[str]:

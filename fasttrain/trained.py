@@ -200,12 +200,12 @@ def named_outputs(path: Path) -> tuple[str, ...]:
     Raises:
         CheckpointError: missing or damaged.
     """
-    if path.suffix == ".safetensors" and os.path.isfile(path):
-        with checkpoint.restoring(path):
-            told = _read_metadata(path)
-            return _facts(told)["classes"] if told else ()
     state = checkpoint.parse(path)
-    return tuple(state["classes"]) if checkpoint.is_training(state) else ()
+    with checkpoint.restoring(path):
+        told = _read_metadata(path)
+        if told:
+            return _facts(told)["classes"]
+        return tuple(state["classes"]) if checkpoint.is_training(state) else ()
 
 
 def metadata(trained: Trained) -> dict[str, str]:

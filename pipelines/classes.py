@@ -100,8 +100,8 @@ def difference(found: Sequence[str], expected: Sequence[str]) -> str:
     """
     missing = sorted(set(expected) - set(found))
     extra = sorted(set(found) - set(expected))
-    looks = {_look(name) for name in missing} & {_look(name) for name in extra}
-    alike = [name for name in (*missing, *extra) if _look(name) in looks]
+    looks = {look(name) for name in missing} & {look(name) for name in extra}
+    alike = [name for name in (*missing, *extra) if look(name) in looks]
     sides = [
         f"{len(names)} {side} ({_few(names, alike)})"
         for side, names in (("missing", missing), ("extra", extra))
@@ -112,7 +112,7 @@ def difference(found: Sequence[str], expected: Sequence[str]) -> str:
     return ", ".join(sides)
 
 
-def _look(name: str) -> str:
+def look(name: str) -> str:
     """What names that look alike have in common: neither how letters are composed, nor which spaces or
     invisible characters there are.
     """

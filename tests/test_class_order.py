@@ -187,6 +187,10 @@ def test_fine_tuning_follows_the_names_that_weights_have(foreign: Foreign, tmp_p
     other = replace(config, data=replace(config.data, train=str(renamed), val=str(renamed)))
     with pytest.raises(CheckpointError, match=r"was trained on other classes .*--model\.new-head"):
         loading.open_folders(other)
+    (renamed / "my other").symlink_to(foreign.val / foreign.classes[0])  # not as many classes, either
+    with pytest.raises(CheckpointError, match=r"was trained on other classes .*--model\.new-head"):
+        loading.open_folders(replace(other, data=replace(other.data, num_classes=20)))
+    (renamed / "my other").unlink()
     (tmp_path / "names").write_text("\n".join(f"my {name}" for name in foreign.classes))
     listed = replace(other, data=replace(other.data, classes=str(tmp_path / "names")))
     assert starting_accuracy(listed) == 100

@@ -102,6 +102,7 @@ def open_each(
     Raises:
         RunError: see `opened`.
     """
+    told: set[str] = set()
     for source in sources:
         with opened(
             source.trained,
@@ -113,7 +114,9 @@ def open_each(
             device=options.device,
         ) as run:
             for note in run.notes:
-                print(f"{source.label}: {note}")
+                if note not in told:
+                    print(f"{source.label}: {note}")
+            told.update(run.notes)
             yield source, run
 
 
