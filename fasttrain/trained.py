@@ -100,7 +100,8 @@ class Trained:
         differing = difference(images.classes, names)
         if differing:
             raise CheckpointError(
-                f"{self.path} was trained on other classes than {images.root} holds: {differing}"
+                f"{self.path} was trained on other classes than {images.root} holds: {differing}; allowed: "
+                "the same; for other names: --classes FILE, which lists the folders in the outputs' order"
             )
         return reordered(images, names)
 

@@ -61,13 +61,14 @@ def list_images(source: Path, order: str = "") -> Listing:
         DataError: it holds no images, or other classes.
         ConfigError: an order given for something that has its own, or a list that cannot be read.
     """
+    listed = arranged((), order, "--classes")  # a wrong list is told before images are looked for
     found = find_manifest(source)
     if source.is_dir() and not any(source.glob("*.tar")):
         found = None  # a folder's own manifest says nothing of files that came later, and may be damaged
     manifest = None if found is None else read_manifest(found)
     if manifest is None or (source.is_dir() and not manifest.shards):
         images = scan(source)
-        images = reordered(images, arranged(images.classes, order, "--classes"))
+        images = reordered(images, listed or arranged(images.classes, order, "--classes"))
         return Listing(images, tuple(Place(images.path(index)) for index in range(len(images.files))))
     if is_remote(manifest.root):
         raise ConfigError(

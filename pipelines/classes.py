@@ -54,8 +54,8 @@ def read_names(path: Path, option: str) -> tuple[str, ...]:
         lines = path.read_text("utf-8-sig", "surrogateescape").split("\n")  # a name may be no UTF-8
     except OSError as error:
         raise ConfigError(
-            f"{option} is {path}, which cannot be read ({(error.strerror or str(error)).lower()}); allowed: "
-            f"a file with the class folders' names, one per line, or {NATURAL}"
+            f"{option} {path} cannot be read: {(error.strerror or str(error)).lower()}; allowed: a file with "
+            f"the class folders' names, one per line, or {NATURAL}"
         ) from None
     names = tuple(line.strip() for line in lines if line.strip())
     twice = [name for name, count in Counter(names).items() if count > 1]

@@ -139,25 +139,31 @@ def reordered(images: ImageFolder, classes: Sequence[str], what: str = "") -> Im
     number = {name: label for label, name in enumerate(classes)}
     labels = np.array([number[name] for name in images.classes], np.int64)[list(images.labels)]
     order = np.argsort(labels, kind="stable")
-    return replace(_selected(images, order), classes=tuple(classes), labels=tuple(labels[order].tolist()))
+    return replace(
+        chosen(images, order),
+        classes=tuple(classes),
+        labels=tuple(labels[order].tolist()),
+        contents=images.contents,
+    )
 
 
 def thinned(images: ImageFolder, count: int) -> ImageFolder:
     """`count` of the images, evenly spread over all and so over the classes; all, if there are no more."""
     if count >= len(images.files):
         return images
-    return replace(_selected(images, np.arange(count) * len(images.files) // count), contents="")  # is of all
+    return chosen(images, np.arange(count) * len(images.files) // count)
 
 
-def _selected(images: ImageFolder, indices: NDArray[np.int64]) -> ImageFolder:
-    """The images of some indices, in their order; `contents` stays."""
+def chosen(images: ImageFolder, kept: NDArray[np.int64]) -> ImageFolder:
+    """Some of the images, by their indices."""
     members = images.members
     return replace(
         images,
-        files=tuple(images.files[i] for i in indices),
-        labels=tuple(images.labels[i] for i in indices),
-        members=members and Members(members.shards, members.shard[indices], members.offset[indices]),
-        sizes=None if images.sizes is None else images.sizes[indices],
+        files=tuple(images.files[i] for i in kept),
+        labels=tuple(images.labels[i] for i in kept),
+        members=members and Members(members.shards, members.shard[kept], members.offset[kept]),
+        sizes=None if images.sizes is None else images.sizes[kept],
+        contents="",  # is of all
     )
 
 

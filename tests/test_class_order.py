@@ -209,4 +209,4 @@ def test_a_list_of_as_many_names_as_outputs_is_wanted(
     status, _, err = run(capsys, *foreign.evaluation("--classes", names))
     assert (status, "1 missing (x), 1 extra (" in err) == (4, True)
     status, _, err = run(capsys, *foreign.evaluation("--classes", tmp_path / "none"))
-    assert (status, "which cannot be read (no such file" in err) == (2, True)
+    assert (status, "cannot be read: no such file" in err) == (2, True)
