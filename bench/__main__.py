@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 
 from fasttrain.errors import INTERRUPTED, ConfigError, OutOfMemoryError, RunError, instead
+from fasttrain.output import outlasting_readers
 from fasttrain.startup import begin
 
 COMMANDS = {
@@ -55,6 +56,11 @@ def dispatch(argv: Sequence[str]) -> None:
 
 def main(argv: Sequence[str]) -> int:
     """Run one command; the exit status. Errors that a user can mend are one line on stderr."""
+    with outlasting_readers():
+        return _run(argv)
+
+
+def _run(argv: Sequence[str]) -> int:
     try:
         dispatch(begin(argv))
     except RunError as error:

@@ -21,6 +21,7 @@ from fasttrain.config import Data
 from fasttrain.errors import DataError
 from fasttrain.pipelines.draws import PCA_EIGENVALUES, PCA_EIGENVECTORS
 from fasttrain.pipelines.folder import ImageFolder
+from fasttrain.pipelines.workers import shorten_sockets
 
 
 class Images(Dataset[Tensor]):
@@ -97,6 +98,7 @@ def batches(
     """
     dataset = Images(folder, read_pil if kind == "pil" else read_tensor, transform(data))
     context = "fork" if workers else None  # started anew, each worker would import torch for seconds
+    shorten_sockets()  # by which workers hand tensors over
     sampler = RandomSampler(dataset, num_samples=count * batch)
     loader = DataLoader(dataset, batch, sampler=sampler, num_workers=workers, multiprocessing_context=context)
     for images in loader:

@@ -31,6 +31,7 @@ def announce(
     else:
         images += f", {len(folders.val.files)} validation images"
     yield f"{config.recipe or 'run'}: {config.model.name}, {config.method.name} training, {images}"
+    yield from loading.listing_notes(folders)
     yield from loading.validation_notes(folders)
     yield (
         f"{describe(process.device, precision, config.run.tf32)}, "

@@ -18,14 +18,13 @@ from .guards.finite import OVERFLOWS, LateCheck, StatisticsGuard
 from .hardware import Precision, choose_batch_norm, choose_conv1x1, choose_kernels, choose_precision
 from .kernels.normalized_loss import IN_TRITON
 from .kernels.runtime import Kernels
-from .methods import AUXILIARY, build_method, images_seen
+from .methods import AUXILIARY, build_method
 from .methods.augsub import hidden_of, squares_of
 from .mixing import build_mixing
 from .models import (
     Auxiliary,
     AuxiliaryClassifiers,
     StagedNetwork,
-    batch_norms,
     build_classifiers,
     create_model,
     fuse_batch_norms,
@@ -33,6 +32,7 @@ from .models import (
     set_drop_path,
 )
 from .optim import build_ema, build_optimizer, build_schedule, parameter_groups
+from .passes import check_passes
 from .step import TrainStep
 from .subnets import OrderedSpace, Subnet, ordered_space, sample_distinct, sampling_space
 
@@ -56,7 +56,7 @@ def build_network(config: Config, classes: int, device: torch.device, world: int
     set_drop_path(network, config.model.drop_path)
     _check_sides(config, network)
     _check_mask(config, network)
-    _check_batch_norm(config, network, world or distributed.processes())
+    check_passes(config, world or distributed.processes())
     _take_weights(config, network)
     memory_format = torch.channels_last if config.run.channels_last else torch.contiguous_format
     network = network.to(device=device, memory_format=memory_format)  # type: ignore[call-overload]
@@ -158,26 +158,6 @@ def _check_sync(config: Config, device: torch.device) -> str:
             "auto, torch"
         )
     return "torch"
-
-
-def _check_batch_norm(config: Config, network: StagedNetwork, world: int) -> None:
-    """Training-mode batch norm needs two values per channel: two images, or two pixels of one."""
-    smallest = min((config.data.crop, *config.method.sizes, *config.method.main_resizes))
-    own = config.run.batch // world
-    local = own // config.run.accumulate
-    if own and not local:
-        raise ConfigError(
-            f"run.accumulate is {config.run.accumulate}; allowed: up to the {own} images per process"
-        )
-    some = config.method.name == "stimulative"
-    seen = images_seen(config.method.subnet_share, local) if some else local
-    norms = batch_norms(network) or config.method.name == "layer_supervision"  # its classifiers have some
-    if seen == 1 and smallest <= network.reduction and norms:
-        share = f" with method.subnet_share {config.method.subnet_share:g}" if seen < local else ""
-        raise ConfigError(
-            f"run.batch is {config.run.batch}{share}; allowed: at least 2 images per pass and process, since "
-            f"images of {smallest} pixels end as one pixel and batch norm needs two values per channel"
-        )
 
 
 def loss_kernels(config: Config, device: torch.device) -> Kernels:

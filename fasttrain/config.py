@@ -108,6 +108,10 @@ class Data:
     or a manifest that `data check` wrote."""
     val: str = ""
     """Validation images, of the same kinds; empty: the run does not evaluate."""
+    classes: str = ""
+    """Order of the class folders, and so of the labels: a file with their names, one per line, or natural (c2
+    before c10, apple before Zebra, as timm sorts them); empty: as model.weights names its outputs, unless it
+    does not or gets a new head; else sorted as text, or as the manifest has them."""
     builtin: Literal["none", "digits"] = "none"
     """A data set that fasttrain writes itself where `train` is missing (digits: scikit-learn's scans)."""
     num_classes: int = 0
@@ -666,6 +670,7 @@ class Config:
 
 FREE_ON_RESUME = (
     *("recipe", "data.train", "data.val", "data.builtin", "data.threads", "data.prefetch"),
+    "data.classes",  # the classes themselves are compared
     *("data.hardware_decoder_load", "data.decoder_memory", "data.largest_image"),
     *("model.weights", "model.new_head", "model.batch_norm", "model.conv1x1"),
     *("method.backward", "optim.impl", "run.kernels"),

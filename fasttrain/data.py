@@ -13,20 +13,21 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from .errors import ConfigError, DataError
 from .pipelines.check import Check, Listing, check, list_images
-from .pipelines.folder import SUFFIXES, ignored, is_remote
+from .pipelines.folder import is_remote
 from .pipelines.manifest import Manifest
 from .pipelines.pack import Reencoding, pack
 
 
 def check_data(
-    source: Path, *, output: Path | None, classes: Path | None, leave_out_bad: bool, root: str = ""
+    source: Path, *, output: Path | None, classes: str, leave_out_bad: bool, root: str = ""
 ) -> None:
     """Check all images, print what was found, write the manifest if asked for.
 
     Args:
         source: a folder of class folders, a folder of packed tars, or a manifest.
         output: the manifest; an unfinished check's progress is kept beside it.
-        classes: a file with the class folders' names, one per line, in the order of the labels.
+        classes: the order of the labels: a file with the class folders' names, one per line, or `natural`;
+            empty: sorted as text.
         leave_out_bad: write a manifest in spite of bad images, without them.
         root: where training will find the files (s3://bucket/folder), empty: where they are.
 
@@ -43,20 +44,21 @@ def check_data(
         raise ConfigError(f"-o is {output}; allowed: a file in a folder that exists")
     if root and output is None:
         raise ConfigError(f"--root is {root} without -o; allowed: with -o FILE, the manifest that names it")
-    listing = list_images(source, _read_classes(classes))
+    listing = list_images(source, classes)
     if root and (not is_remote(root) or root == "s3://" or listing.images.members is not None):
         raise ConfigError(f"--root is {root}; allowed: s3://BUCKET/FOLDER, for files that are not in tars")
     console = Console(soft_wrap=True, highlight=False)
     journal = None if output is None else output.with_name(output.name + ".part")
     done = _check(listing, console, journal)
-    _report(done, listing, console)
-    _refuse_bad(done.manifest, leave_out_bad)
-    if output is None:
-        return
-    replace(done.manifest, root=root or done.manifest.root).write(output)
-    if journal is not None:
+    fault = _fault(done.manifest, leave_out_bad)
+    if not fault and output is not None and journal is not None:  # before the report, whose reader may leave
+        replace(done.manifest, root=root or done.manifest.root).write(output)
         journal.unlink(missing_ok=True)
-    console.print(f"{output} lists the {len(done.manifest.records)} good images", markup=False)
+    _report(done, listing, console)
+    if fault:
+        raise DataError(fault)
+    if output is not None:
+        console.print(f"{output} lists the {len(done.manifest.records)} good images", markup=False)
 
 
 def pack_data(source: Path, target: Path, *, shards: int, seed: int, reencoding: Reencoding | None) -> None:
@@ -71,7 +73,9 @@ def pack_data(source: Path, target: Path, *, shards: int, seed: int, reencoding:
     if listing.manifest is None:
         done = _check(listing, console, None)
         _report(done, listing, console)
-        _refuse_bad(done.manifest, False)
+        fault = _fault(done.manifest, False)
+        if fault:
+            raise DataError(fault)
         manifest = done.manifest
     else:
         manifest = listing.manifest
@@ -91,21 +95,6 @@ def _check(listing: Listing, console: Console, journal: Path | None) -> Check:
         return check(listing, journal=journal, advance=advance)
 
 
-def _read_classes(path: Path | None) -> list[str] | None:
-    if path is None:
-        return None
-    try:
-        lines = path.read_text("utf-8-sig", "surrogateescape").splitlines()  # a name may be no UTF-8
-        names = [line.strip() for line in lines if line.strip()]
-    except OSError as error:
-        raise ConfigError(f"--classes {path} cannot be read: {error}") from None
-    twice = [name for name, count in Counter(names).items() if count > 1]
-    if twice or not names:
-        what = f"{twice[0]!r} more than once" if twice else "no name"
-        raise ConfigError(f"--classes {path} holds {what}; allowed: the class folders' names, one per line")
-    return names
-
-
 def _report(done: Check, listing: Listing, console: Console) -> None:
     manifest = done.manifest
     good, bad = manifest.records, manifest.left_out
@@ -119,27 +108,25 @@ def _report(done: Check, listing: Listing, console: Console) -> None:
     rotated = sum(each.orientation != 1 for each in good)
     if rotated:
         lines.append(f"{rotated} with an EXIF orientation, which training ignores: it takes images as stored")
-    others = ignored(listing.images) if listing.manifest is None else []
-    if others:
-        suffixes = ", ".join(SUFFIXES)
-        lines.append(
-            f"{len(others)} others ignored, the first: {others[0]}; images are CLASS/NAME with {suffixes}"
-        )
+    if listing.images.omission:
+        lines.append(listing.images.omission)
     resumed = f" ({done.resumed} of them before)" if done.resumed else ""
     lines.append(f"checked in {done.seconds:.1f} s{resumed}, {done.cores:.2f} cores busy")
     for line in lines:
         console.print(line, markup=False)
 
 
-def _refuse_bad(manifest: Manifest, leave_out: bool) -> None:
+def _fault(manifest: Manifest, leave_out: bool) -> str:
+    """Why a manifest cannot be used: bad images, or a class without a good one; empty: it can."""
     bad, total = manifest.left_out, len(manifest.left_out) + len(manifest.records)
     if bad and not leave_out:
-        raise DataError(
+        return (
             f"{len(bad)} of {total} images are bad, the first: {bad[0].path} {bad[0].reason}; mend or remove "
             "them, or leave them out (data check -o FILE --leave-out-bad)"
         )
     for label in sorted(set(range(len(manifest.classes))) - {each.label for each in manifest.records}):
-        raise DataError(f"class {manifest.classes[label]} has no good image; mend one, or remove the class")
+        return f"class {manifest.classes[label]} has no good image; mend one, or remove the class"
+    return ""
 
 
 @contextmanager

@@ -62,6 +62,11 @@ class NodeStatistics:
 
     def _record(self, layer: nn.Module, args: tuple[Tensor, ...]) -> None:
         x = args[0].to(torch.promote_types(args[0].dtype, torch.float32))
+        if x[:, 0].numel() == 1:
+            raise DataError(
+                "batch-norm statistics cannot be re-estimated from single images that end as one pixel; "
+                "allowed: at least 2 training images per process, and 2 per process in run.batch"
+            )
         mean = x.mean((0, 2, 3))
         # torch.var_mean takes 3 to 20 times as long on a CPU (AMD EPYC, [16, C, 24, 24] and smaller)
         variance = (x - mean[:, None, None]).square_().mean((0, 2, 3))

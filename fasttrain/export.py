@@ -19,7 +19,7 @@ from .evaluation import estimate_statistics, evaluate, use_statistics
 from .formats import FORMATS, ONNX_OPSET, check_output, require_onnx
 from .hardware import choose_device, choose_precision, configure_backends
 from .models import StagedNetwork, batch_norms
-from .opening import for_evaluation, images_of
+from .opening import for_evaluation, images_of, notes_on
 from .pipelines.folder import ImageFolder
 from .trained import Trained, metadata, open_trained
 
@@ -48,6 +48,7 @@ def export(
     subnet: Sequence[int] = (),
     which: str = "best",
     recipe: str = "",
+    classes: str = "",
     statistics: str = "auto",
     train: str = "",
     val: str = "",
@@ -62,6 +63,7 @@ def export(
         source: of a run's folder, a checkpoint or a file of weights; see `trained.open_trained`.
         which: `best` or `last`, of a run's folder.
         recipe: a recipe or config.json that a file of weights fits.
+        classes: the order of the outputs; see `trained.open_trained`. The file that is written names them.
         form: one of `FORMATS`.
         output: the file.
         subnet: blocks per stage of a bare subnet; empty: the whole network.
@@ -83,7 +85,7 @@ def export(
     if form == "onnx":
         require_onnx()
     check_output(output, FORMATS[form].suffixes, force=force)
-    trained = open_trained(source, which, recipe)
+    trained = open_trained(source, which, recipe, classes)
     network = trained.network()
     _cut(network, subnet)
     if form in ("published", "timm", "torchvision"):
@@ -101,7 +103,17 @@ def export(
         if own and not at_hand:
             lines.append(_NO_IMAGES)
     calibration = _open(trained, config.data.train, "--train") if statistics == "reestimated" else None
-    validation = _open(trained, val, "--val") if val else None
+    fitting = trained if calibration is None else replace(trained, classes=calibration.classes)
+    validation = _open(fitting, val, "--val") if val else None
+    opened = [images for images in (calibration, validation) if images is not None]
+    lines += notes_on(trained, opened)
+    if trained.natural:
+        if not (opened or trained.classes):
+            raise ConfigError(
+                f"--classes is {classes} without images, whose folders it sorts; allowed: with --val or "
+                "--train, or a file with the names"
+            )
+        trained = replace(trained, classes=next((each.classes for each in opened), trained.classes))
     trained = _compute(trained, network, config, calibration, validation)
     options = {"side": side or config.data.val_crop, "batch": batch} if form == "onnx" else {}
     FORMATS[form].write(network, output, metadata(trained), **options)

@@ -12,14 +12,16 @@ from torch import Tensor
 from . import distributed
 from .config import Config
 from .distributed import Process
-from .errors import ConfigError
+from .errors import CheckpointError, ConfigError
 from .mixing import build_mixing
+from .pipelines.classes import arranged, assumption, difference
 from .pipelines.digits import write_digits
 from .pipelines.draws import Split
-from .pipelines.folder import ImageFolder
+from .pipelines.folder import ImageFolder, reordered
 from .pipelines.loader import EvalLoader, TrainLoader, eval_loader, train_loader
 from .pipelines.manifest import check_presence, open_images
 from .randomness import Stream, generator
+from .trained import named_outputs
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,10 +31,12 @@ class Folders:
     Attributes:
         train: training images.
         val: validation images of the same classes, or None.
+        assumption: a line where the order of the classes is a guess that the weights may not fit; else empty.
     """
 
     train: ImageFolder
     val: ImageFolder | None
+    assumption: str = ""
 
 
 def find_images(config: Config, process: Process) -> Folders:
@@ -43,14 +47,19 @@ def find_images(config: Config, process: Process) -> Folders:
         DataError: a folder or manifest that is missing, empty, or does not fit, or files that are not as
             their manifest says.
     """
-    if process.is_main and digits_missing(config):
-        write_digits(Path(config.data.train).parent)
-    distributed.barrier()
+    provide_digits(config, process)
     folders = open_folders(config)
     if process.is_main:
         for images in filter(None, (folders.train, folders.val)):
             check_presence(images)
     return folders
+
+
+def provide_digits(config: Config, process: Process) -> None:
+    """Write the built-in digits where they are the run's images and missing; in all processes of a run."""
+    if process.is_main and digits_missing(config):
+        write_digits(Path(config.data.train).parent)
+    distributed.barrier()
 
 
 def digits_missing(config: Config) -> bool:
@@ -64,20 +73,48 @@ def open_folders(config: Config) -> Folders:
 
     Raises:
         ConfigError, DataError: as `find_images`, but that no file is compared with its manifest.
+        CheckpointError: weights to start from that cannot be read, or whose outputs are other classes.
     """
     data = config.data
     if not data.train:
         raise ConfigError(
             "data.train is empty; allowed: a folder with one folder of images per class, or a manifest"
         )
-    train = open_images(data.train)
+    train, assumed = _ordered(config, open_images(data.train))
     val = open_images(data.val, classes=train.classes) if data.val else None
     if 0 < data.num_classes < len(train.classes):
         raise ConfigError(
             f"data.num_classes is {data.num_classes}; allowed: 0 or at least the {len(train.classes)} "
             f"classes of {data.train}"
         )
-    return Folders(train, val)
+    return Folders(train, val, assumed)
+
+
+def _ordered(config: Config, images: ImageFolder) -> tuple[ImageFolder, str]:
+    """Training images with labels in the order of the outputs, and a line where that order is a guess."""
+    order, weights = config.data.classes, config.model.weights
+    if order:
+        return reordered(images, arranged(images.classes, order, "data.classes")), ""
+    if not weights or config.model.new_head:
+        return images, ""
+    names = named_outputs(Path(weights))
+    if not names:
+        return images, assumption(images.classes, images.root, "--data.classes")
+    differing = difference(images.classes, names)
+    if differing:
+        raise CheckpointError(
+            f"{weights} was trained on other classes than {images.root} holds: {differing}; allowed: the "
+            "same; for other classes: --model.new-head; for other names: --data.classes FILE, which lists "
+            "the folders in the order of its outputs"
+        )
+    return reordered(images, names), ""
+
+
+def listing_notes(folders: Folders) -> list[str]:
+    """What is to be known of how the images were listed, in lines."""
+    given = (("data.train", folders.train), ("data.val", folders.val))
+    omissions = [f"{name}: {images.omission}" for name, images in given if images and images.omission]
+    return [*omissions, *([folders.assumption] if folders.assumption else [])]
 
 
 def validation_notes(folders: Folders) -> list[str]:
@@ -161,7 +198,8 @@ def calibration_batches(
 ) -> Iterator[Tensor]:
     """Augmented and mixed training images for batch-norm statistics: a function of (seed, epoch) alone.
 
-    In batches of `run.batch`; where the images are fewer than that, in one of as many as they are.
+    In batches of `run.batch`; where the images are fewer than that, in one of as many as they are. A single
+    image that is left over is left out, since batch norm may need two values per channel.
     """
     seed = int(generator(config.run.seed, Stream.CALIBRATION, epoch).integers(2**31))
     most = max(process.world, len(folder.files) // process.world * process.world)
@@ -172,6 +210,8 @@ def calibration_batches(
     try:
         images = 0
         for step, batch in enumerate(loader.epoch(0)):
+            if len(batch.images) == 1 < run.batch // process.world:
+                break
             mixed = mixing(batch.images, (), batch.targets, epoch=0, step=step)[0] if mixing else batch.images
             yield mixed
             images += len(batch.images) * process.world

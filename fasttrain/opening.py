@@ -34,6 +34,7 @@ class Opened:
         process: this one.
         train: training images, if statistics are to be re-estimated from them.
         loader: of the validation images.
+        notes: lines about the images that a user should see.
     """
 
     trained: Trained
@@ -43,6 +44,7 @@ class Opened:
     process: Process
     train: ImageFolder | None
     loader: EvalLoader
+    notes: Sequence[str] = ()
 
     def validation(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Validation images [B, 3, H, W] and targets, int64 [B]; each call starts anew."""
@@ -106,7 +108,8 @@ def opened(
         chosen = thinned(val_images, images) if images else val_images
         loader = loading.build_eval_loader(config, chosen, process, precision.image_dtype)
         try:
-            yield Opened(trained, config, network, precision, process, train_images, loader)
+            notes = notes_on(trained, [each for each in (train_images, val_images) if each is not None])
+            yield Opened(trained, config, network, precision, process, train_images, loader, notes)
         finally:
             loader.close()
     finally:
@@ -124,26 +127,33 @@ def _find_images(
             "data.train is empty; allowed: training images, from which batch-norm statistics are "
             "re-estimated (--train DIR), or --statistics main"
         )
-    if calibrates or loading.digits_missing(config):
-        folders = loading.find_images(config, process)
-        trained.check_classes(folders.train)
-        assert folders.val is not None
-        return folders.train, folders.val
-    return None, images_of(trained, config.data.val, looks=process.is_main)
+    loading.provide_digits(config, process)
+    if not calibrates:
+        return None, images_of(trained, config.data.val, looks=process.is_main)
+    train = images_of(trained, config.data.train, looks=process.is_main)
+    val = open_images(config.data.val, train.classes)
+    if process.is_main:
+        check_presence(val)
+    return train, val
 
 
 def images_of(trained: Trained, path: str, *, looks: bool = True) -> ImageFolder:
-    """Images of a network's classes; `looks`: whether the files are there.
+    """Images of a network's classes, in the order of its outputs; `looks`: whether the files are there.
 
     Raises:
         DataError: a folder or manifest that is missing, empty, or does not fit.
         CheckpointError: they are of other classes.
     """
-    images = open_images(path)
-    trained.check_classes(images)
+    images = trained.fitted(open_images(path))
     if looks:
         check_presence(images)
     return images
+
+
+def notes_on(trained: Trained, opened: Sequence[ImageFolder]) -> list[str]:
+    """What is to be known of the images of a network's classes, in lines."""
+    guess = trained.assumption(opened[0]) if opened else ""
+    return [line for line in (guess, *(images.omission for images in opened)) if line]
 
 
 def for_evaluation(config: Config, train: str, val: str, batch: int, device: str) -> Config:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,14 +14,14 @@ from .trained import open_trained
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Accuracy of a checkpoint: which one, the main network, and its subnets by kind of statistics; which of
-    several sets of weights in the file it is, else empty.
+    """Accuracy of a checkpoint: which one, the main network, and its subnets by kind of statistics; and what
+    is to be known of the images, in lines.
     """
 
     path: Path
     main: Accuracy
     subnets: list[SubnetReport]
-    note: str = ""
+    notes: Sequence[str] = ()
 
 
 def evaluate_checkpoint(
@@ -28,6 +29,7 @@ def evaluate_checkpoint(
     *,
     which: str = "best",
     recipe: str = "",
+    classes: str = "",
     train: str = "",
     val: str = "",
     subnets: int = -1,
@@ -41,6 +43,7 @@ def evaluate_checkpoint(
         path: of a run's folder, a checkpoint or a file of weights; see `trained.open_trained`.
         which: `best` or `last`, of a run's folder.
         recipe: a recipe or config.json that a file of weights fits.
+        classes: the order of the outputs; see `trained.open_trained`.
         train: training images for the batch-norm statistics; empty: as in the run.
         val: validation images; empty: as in the run.
         subnets: how many of the run's space; -1 all, 0 none.
@@ -51,7 +54,7 @@ def evaluate_checkpoint(
     Raises:
         RunError: see `fasttrain.errors`.
     """
-    trained = open_trained(path, which, recipe)
+    trained = open_trained(path, which, recipe, classes)
     calibrates = subnets != 0 and statistics != "main"
     with opened(trained, calibrates, train=train, val=val, batch=batch, device=device) as run:
         network, normalize = run.network, run.config.evaluation.normalize
@@ -62,4 +65,5 @@ def evaluate_checkpoint(
             if chosen
             else []
         )
-        return Verdict(trained.path, main, reports, trained.note)
+        notes = [trained.note, *run.notes] if trained.note else run.notes
+        return Verdict(trained.path, main, reports, notes)

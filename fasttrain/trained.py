@@ -19,7 +19,8 @@ from .compat.sets import classes_of, split_key, take
 from .config import Config, Run, from_dict, to_dict
 from .errors import CheckpointError, ConfigError
 from .models import StagedNetwork, create_model
-from .pipelines.folder import ImageFolder
+from .pipelines.classes import NATURAL, arranged, assumption, difference, natural
+from .pipelines.folder import ImageFolder, reordered
 from .recipes import recipe
 from .subnets import Depths
 
@@ -37,7 +38,8 @@ class Trained:
         weights: in our names, on the CPU, as evaluation judges them.
         outputs: of the classifier.
         depths: blocks per stage: all of the model's, or of a subnet that stands alone.
-        classes: names of the outputs; none where the file does not say.
+        classes: names of the outputs; none where neither the file nor the user says.
+        natural: whether the outputs are those of images' class folders in natural order, as the user says.
         step, epoch: done in training, if known.
         top1: percent of the validation images, if these weights were evaluated.
         statistics: of batch norm: `main`, as training left them, or `reestimated`.
@@ -55,6 +57,7 @@ class Trained:
     top1: float | None = None
     statistics: str = "main"
     note: str = ""
+    natural: bool = False
 
     def network(self) -> StagedNetwork:
         """The network in timm's layers on the CPU, in evaluation mode.
@@ -82,22 +85,35 @@ class Trained:
             checkpoint.load_state(network, self.weights, self.path)
         return network
 
-    def check_classes(self, images: ImageFolder) -> None:
-        """Whether images are of the classes that it was trained on, or of as many where these are unknown.
+    def fitted(self, images: ImageFolder) -> ImageFolder:
+        """Images with this network's outputs as labels: their classes in the order in which it names them.
+
+        Where it does not, they have to be as many, and their order is what was said of it, or their own.
 
         Raises:
-            CheckpointError: they are not.
+            CheckpointError: they are of other classes.
         """
-        if self.classes and images.classes != self.classes:
-            raise CheckpointError(f"{self.path} was trained on other classes than {images.root} holds")
         if not self.classes and len(images.classes) != self.outputs:
             raise CheckpointError(
                 f"{self.path} has {self.outputs} outputs, {images.root} holds {len(images.classes)} classes; "
                 "allowed: as many, in the order of the outputs"
             )
+        names = self.classes or (natural(images.classes) if self.natural else images.classes)
+        differing = difference(images.classes, names)
+        if differing:
+            raise CheckpointError(
+                f"{self.path} was trained on other classes than {images.root} holds: {differing}; allowed: "
+                "the same; for other names: --classes FILE, which lists the folders in the outputs' order"
+            )
+        return reordered(images, names)
+
+    def assumption(self, images: ImageFolder) -> str:
+        """A line where the order of images' classes is a guess, which other programs' weights may not fit."""
+        known = self.classes or self.natural
+        return "" if known else assumption(images.classes, images.root, "--classes")
 
 
-def open_trained(path: Path, which: str = "best", recipe_name: str = "") -> Trained:
+def open_trained(path: Path, which: str = "best", recipe_name: str = "", order: str = "") -> Trained:
     """Read a trained network.
 
     Args:
@@ -105,11 +121,17 @@ def open_trained(path: Path, which: str = "best", recipe_name: str = "") -> Trai
             `compat.weights` knows; `PATH#KEY` for one of several sets of weights in it, see `compat.sets`.
         which: `best` or `last`, of a run's folder.
         recipe_name: a recipe or config.json, for a file of weights that names no configuration.
+        order: of the outputs, as `classes.arranged` takes it, whatever the file says; empty: what it says.
 
     Raises:
         CheckpointError: missing, damaged, or of another network.
-        ConfigError: a recipe for what has its own configuration, none for what has not, or an unknown one.
+        ConfigError: a recipe for what has its own configuration, none for what has not, or an unknown one; an
+            order of other classes.
     """
+    return _ordered(_open(path, which, recipe_name), order)
+
+
+def _open(path: Path, which: str, recipe_name: str) -> Trained:
     path, key = split_key(path)
     if not os.path.isfile(path):  # unlike Path.is_file, never raises
         path = Archive(path / "checkpoints").chosen(which)
@@ -123,6 +145,19 @@ def open_trained(path: Path, which: str = "best", recipe_name: str = "") -> Trai
 
 _READ = ("config", "classes", "position", "evaluated", "main", "network", "ema")
 """What of a training checkpoint is read here."""
+
+
+def _ordered(trained: Trained, order: str) -> Trained:
+    """With the order of the outputs that the user says they have."""
+    if not order:
+        return trained
+    names = arranged(trained.classes, order, "--classes")
+    count = len(trained.classes) or trained.outputs
+    if len(names) != count and order != NATURAL:
+        raise ConfigError(
+            f"--classes {order} holds {len(names)} names; allowed: the {count} of {trained.path}'s outputs"
+        )
+    return replace(trained, classes=names, natural=order == NATURAL)
 
 
 def _from_checkpoint(path: Path, key: str) -> Trained:
@@ -176,6 +211,20 @@ def _skeleton(config: Config) -> StagedNetwork:
         return create_model(config.model.name, 1)
 
 
+def named_outputs(path: Path) -> tuple[str, ...]:
+    """The classes that a file of weights names its outputs by; none where it does not.
+
+    Raises:
+        CheckpointError: missing or damaged.
+    """
+    state = checkpoint.parse(path)
+    with checkpoint.restoring(path):
+        told = _read_metadata(path)
+        if told:
+            return _facts(told)["classes"]
+        return tuple(state["classes"]) if checkpoint.is_training(state) else ()
+
+
 def metadata(trained: Trained) -> dict[str, str]:
     """What an exported file says of its network, each value as text; `open_trained` reads it."""
     config = trained.config
@@ -199,7 +248,7 @@ def _portable(trained: Trained) -> Config:
         method = replace(method, space="default")
     return replace(
         config,
-        data=replace(config.data, train="", val=""),
+        data=replace(config.data, train="", val="", classes=""),
         model=replace(config.model, weights=""),
         method=method,
         run=replace(config.run, folder=Run().folder, name="", resume="auto", wandb=""),

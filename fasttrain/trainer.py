@@ -50,6 +50,7 @@ from .guards.watchdog import Watchdog
 from .hardware import choose_precision, configure_backends
 from .launch import status
 from .models import StagedNetwork
+from .passes import check_passes
 from .pipelines.loader import EvalLoader
 from .telemetry.folder import RunFolder
 from .telemetry.interval import Interval
@@ -129,6 +130,7 @@ class Trainer:
         configure_backends(config.run, process.device)
         self.precision = choose_precision(config.run.precision, process.device)
         self.folders = loading.find_images(config, process)
+        check_passes(config, process.world, len(self.folders.train.files))
         self.network = build.build_network(config, len(self.folders.train.classes), process.device)
         self.loader = loading.build_train_loader(
             config, self.folders.train, process, self.precision.image_dtype

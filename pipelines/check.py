@@ -14,8 +14,9 @@ from typing import Self, TextIO, TypeVar
 
 from fasttrain.errors import ConfigError, DataError
 
+from .classes import arranged
 from .examine import BATCH, Finding, Place, examine
-from .folder import ImageFolder, is_remote, scan
+from .folder import ImageFolder, is_remote, reordered, scan
 from .manifest import Fault, Manifest, Record, find_manifest, read_manifest
 from .workers import Workers
 
@@ -49,29 +50,31 @@ class Listing:
     """What lists them; None: they were found in folders."""
 
 
-def list_images(source: Path, classes: Sequence[str] | None = None) -> Listing:
+def list_images(source: Path, order: str = "") -> Listing:
     """The images of a folder of class folders, of packed tars, or of a manifest.
 
     Args:
         source: the folder, or the manifest file.
-        classes: names of the class folders in the order of the labels; None: sorted.
+        order: of the classes, as `classes.arranged` takes it; empty: the folders' names sorted as text.
 
     Raises:
         DataError: it holds no images, or other classes.
-        ConfigError: classes given for something that has its own.
+        ConfigError: an order given for something that has its own, or a list that cannot be read.
     """
+    listed = arranged((), order, "--classes")  # a wrong list is told before images are looked for
     found = find_manifest(source)
     if source.is_dir() and not any(source.glob("*.tar")):
         found = None  # a folder's own manifest says nothing of files that came later, and may be damaged
     manifest = None if found is None else read_manifest(found)
     if manifest is None or (source.is_dir() and not manifest.shards):
-        images = scan(source, classes)
+        images = scan(source)
+        images = reordered(images, listed or arranged(images.classes, order, "--classes"))
         return Listing(images, tuple(Place(images.path(index)) for index in range(len(images.files))))
     if is_remote(manifest.root):
         raise ConfigError(
             f"{found} lists images under {manifest.root}; allowed: local ones, before their upload"
         )
-    if classes is not None:
+    if order:
         raise ConfigError(f"--classes with {source}, whose manifest has its own; allowed: with a folder")
     images = manifest.images()
     offsets = [each.offset if manifest.shards else -1 for each in manifest.records]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -14,8 +14,17 @@ from numpy.typing import NDArray
 
 from fasttrain.errors import DataError
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".jp2")
-"""Image files, by the end of their lower-case names."""
+from .classes import check_classes
+
+SUFFIXES = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff"),
+    *(".ppm", ".pgm", ".pbm", ".pnm", ".jp2"),
+)
+"""Image files, by the end of their lower-case names: torchvision's, and more that training decodes."""
+SYSTEM_FOLDERS = frozenset(
+    ("__MACOSX", "@eaDir", "@Recycle", "#recycle", "lost+found", "$RECYCLE.BIN", "System Volume Information")
+)
+"""Folders that archives, file systems and storage servers make; no classes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +59,8 @@ class ImageFolder:
     """Hash of all images' SHA-256s, if they are known: then the images were validated."""
     left_out: int = 0
     """Bad images that a manifest leaves out."""
+    passed_over: tuple[str, ...] = field(default=(), compare=False)
+    """What in a folder is taken for no image and no class, relative paths; nothing that is hidden."""
 
     @property
     def fingerprint(self) -> str:
@@ -105,12 +116,46 @@ class ImageFolder:
             return "cannot be read: its tar ends before it does"
         return "" if found else "is empty"
 
+    @property
+    def omission(self) -> str:
+        """A line that says what was passed over; empty: nothing."""
+        if not self.passed_over:
+            return ""
+        return (
+            f"{len(self.passed_over)} others ignored, the first: {self.passed_over[0]}; images are "
+            f"CLASS/NAME with {', '.join(SUFFIXES)}"
+        )
+
+
+def reordered(images: ImageFolder, classes: Sequence[str], what: str = "") -> ImageFolder:
+    """The same images, whose labels number the classes in another order; `what` messages call them.
+
+    Raises:
+        DataError: they are of other classes.
+    """
+    if tuple(classes) == images.classes:
+        return images
+    check_classes(what or f"image folder {images.root!r}", images.classes, classes)
+    number = {name: label for label, name in enumerate(classes)}
+    labels = np.array([number[name] for name in images.classes], np.int64)[list(images.labels)]
+    order = np.argsort(labels, kind="stable")
+    return replace(
+        chosen(images, order),
+        classes=tuple(classes),
+        labels=tuple(labels[order].tolist()),
+        contents=images.contents,
+    )
+
 
 def thinned(images: ImageFolder, count: int) -> ImageFolder:
     """`count` of the images, evenly spread over all and so over the classes; all, if there are no more."""
     if count >= len(images.files):
         return images
-    kept = np.arange(count) * len(images.files) // count
+    return chosen(images, np.arange(count) * len(images.files) // count)
+
+
+def chosen(images: ImageFolder, kept: NDArray[np.int64]) -> ImageFolder:
+    """Some of the images, by their indices."""
     members = images.members
     return replace(
         images,
@@ -145,24 +190,30 @@ def scan(root: str | Path, classes: Sequence[str] | None = None) -> ImageFolder:
             folder holds no image.
     """
     top = os.fspath(root)
-    found = _class_folders(top)
+    found, passed_over = _class_folders(top)
     if classes is not None:
         check_classes(f"image folder {top!r}", found, classes)
     files: list[str] = []
     labels: list[int] = []
     names = found if classes is None else list(classes)
     for label, name in enumerate(names):
-        images = sorted(_images(os.path.join(top, name)))
+        images, others = _images(os.path.join(top, name))
         if not images:
-            raise DataError(
-                f"class folder {os.path.join(top, name)} holds no image; allowed: {', '.join(SUFFIXES)}"
-            )
+            raise DataError(_no_image(os.path.join(top, name)))
         files.extend(f"{name}/{image}" for image in images)
         labels.extend([label] * len(images))
-    return ImageFolder(root=top, classes=tuple(names), files=tuple(files), labels=tuple(labels))
+        passed_over.extend(f"{name}/{other}" for other in others)
+    return ImageFolder(
+        root=top,
+        classes=tuple(names),
+        files=tuple(files),
+        labels=tuple(labels),
+        passed_over=tuple(sorted(passed_over)),
+    )
 
 
-def _class_folders(root: str) -> list[str]:
+def _class_folders(root: str) -> tuple[list[str], list[str]]:
+    """The folders of the classes, sorted, and what is none: images beside them, and systems' own folders."""
     if not os.path.exists(root) and re.match("[a-z0-9]+:/", root):
         raise DataError(
             f"{root!r} is an address; allowed: s3:// by a manifest (data check DIR -o FILE --root s3://...)"
@@ -176,52 +227,48 @@ def _class_folders(root: str) -> list[str]:
     try:
         with os.scandir(root) as entries:
             seen = [entry for entry in entries if entry.name[0] != "."]
-            names = sorted(entry.name for entry in seen if _is_folder(entry))
+            folders = {entry.name for entry in seen if _is_folder(entry)}
+            others = [entry.name for entry in seen if _looks_like_an_image(entry)]
             for entry in seen:
                 if entry.is_symlink() and not os.path.exists(entry.path):  # a class may be behind it
                     raise DataError(f"{entry.path} is a link that leads nowhere; mend or remove it")
     except OSError as error:
         raise DataError(f"image folder {root!r} cannot be read: {error.strerror}") from None
-    if not names:
+    if not folders - SYSTEM_FOLDERS:
         raise DataError(
             f"image folder {root!r} has no class folders; give a folder with one folder per class"
         )
-    return names
+    return sorted(folders - SYSTEM_FOLDERS), [*others, *(folders & SYSTEM_FOLDERS)]
 
 
-def _images(folder: str) -> Iterator[str]:
-    """The names of a folder's images; a name that looks like an image is not opened here."""
+def _images(folder: str) -> tuple[list[str], list[str]]:
+    """The names of a folder's images and of all else that is not hidden, sorted; no file is opened."""
+    images: list[str] = []
+    others: list[str] = []
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
                 if not _looks_like_an_image(entry):
+                    others += [] if entry.name[0] == "." else [entry.name]
                     continue
                 if _is_device(entry):  # reading it may never end
                     raise DataError(f"image {entry.path} is a pipe or a device; remove it")
-                yield entry.name
+                images.append(entry.name)
     except OSError as error:
         raise DataError(f"class folder {folder!r} cannot be read: {error.strerror}") from None
+    return sorted(images), sorted(others)
 
 
-def ignored(images: ImageFolder) -> list[str]:
-    """What `scan` passed over, relative paths, sorted: images outside of the class folders, all else within.
-
-    Raises:
-        DataError: a folder cannot be read.
-    """
-    found: list[str] = []
-    for folder in ("", *images.classes):
-        try:
-            with os.scandir(os.path.join(images.root, folder)) as entries:
-                found += [
-                    os.path.join(folder, entry.name)
-                    for entry in entries
-                    # images belong into class folders, and nothing else does
-                    if entry.name[0] != "." and _looks_like_an_image(entry) != bool(folder)
-                ]
-        except OSError as error:
-            raise DataError(f"folder {images.root}/{folder} cannot be read: {error.strerror}") from None
-    return sorted(found)
+def _no_image(folder: str) -> str:
+    """That a class folder holds no image, and where below it there are some."""
+    below = ""
+    for path, names, files in os.walk(folder):
+        names.sort()
+        count = sum(name[0] != "." and name.lower().endswith(SUFFIXES) for name in files)
+        if count and path != folder:
+            below = f" ({count} in {os.path.relpath(path, folder)}/)"
+            break
+    return f"class folder {folder} holds no image{below}; allowed: {', '.join(SUFFIXES)}"
 
 
 def _looks_like_an_image(entry: os.DirEntry[str]) -> bool:
@@ -240,23 +287,3 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return entry.is_dir()
     except OSError:  # a loop of links, for one: named when it is read
         return False
-
-
-def check_classes(what: str, found: Sequence[str], expected: Sequence[str]) -> None:
-    """Raises DataError if `what` has other classes than expected, in whatever order."""
-    missing = sorted(set(expected) - set(found))
-    extra = sorted(set(found) - set(expected))
-    parts = [
-        f"{len(names)} {side} ({_few(names)})"
-        for side, names in (("missing", missing), ("extra", extra))
-        if names
-    ]
-    if parts:
-        raise DataError(
-            f"{what} has other classes than those given (the training images' or a list): "
-            f"{', '.join(parts)}; allowed: the same {len(expected)} class folders"
-        )
-
-
-def _few(names: Sequence[str], limit: int = 3) -> str:
-    return ", ".join(names[:limit]) + (", ..." if len(names) > limit else "")

@@ -114,7 +114,7 @@ class TrainLoader:
     def fingerprint(self) -> dict[str, Any]:
         """What decides the batches, and in what way it was read."""
         split = self._split
-        ignored = {"train", "val", "builtin", "num_classes", "val_resize", "val_crop"}
+        ignored = {"train", "val", "classes", "builtin", "num_classes", "val_resize", "val_crop"}
         ignored |= {"threads", "prefetch", "hardware_decoder_load", "decoder_memory", "largest_image"}
         options = {name: value for name, value in asdict(self._data).items() if name not in ignored}
         return {

@@ -24,7 +24,8 @@ import numpy as np
 
 from fasttrain.errors import DataError
 
-from .folder import ImageFolder, Members, check_classes, hash_names, is_remote, scan
+from .classes import look
+from .folder import ImageFolder, Members, hash_names, is_remote, reordered, scan
 
 VERSION = 1
 NAME = "manifest.jsonl"
@@ -175,7 +176,7 @@ def open_images(path: str | Path, classes: Sequence[str] | None = None) -> Image
 
     Args:
         path: of the file or folder.
-        classes: names that the classes must have (those of the training images).
+        classes: names that the classes must have (those of the training images), in the order of the labels.
 
     Raises:
         DataError: nothing of the kind, or other classes; see `folder.scan` and `read_manifest`.
@@ -186,11 +187,7 @@ def open_images(path: str | Path, classes: Sequence[str] | None = None) -> Image
     images = read_manifest(found).images()
     if not images.files:
         raise DataError(f"manifest {found} holds no image")
-    if classes is not None:
-        check_classes(f"manifest {str(found)!r}", images.classes, classes)
-        if images.classes != tuple(classes):
-            raise DataError(f"manifest {str(found)!r} has the training images' classes in another order")
-    return images
+    return images if classes is None else reordered(images, classes, f"manifest {str(found)!r}")
 
 
 def check_presence(images: ImageFolder) -> None:
@@ -211,10 +208,26 @@ def check_presence(images: ImageFolder) -> None:
     with ThreadPoolExecutor(_STAT_THREADS) as pool:
         faults = list(filter(None, pool.map(_size_fault, expected, expected.values(), repeat(tars))))
     if faults:
+        alike = _lookalike(next(filter(_is_missing, expected), ""))
         raise DataError(
             f"{len(faults)} of {len(expected)} files under {images.root} are not as the manifest says; "
-            f"the first: {faults[0]}; mend them, or make the manifest anew"
+            f"the first: {faults[0]}{alike}; mend them, or make the manifest anew"
         )
+
+
+def _is_missing(path: str) -> bool:
+    return not os.path.lexists(path)
+
+
+def _lookalike(path: str) -> str:
+    """Of a file that is missing, a remark on one whose name looks alike, as copies from a Mac have it."""
+    while path and _is_missing(os.path.dirname(path)):
+        path = os.path.dirname(path)
+    folder, name = os.path.split(path)
+    for other in sorted(os.listdir(folder)) if folder else []:
+        if other != name and look(other) == look(name):
+            return f"; {other!a} is there, which looks like {name!a}"
+    return ""
 
 
 def _size_fault(path: str, size: int, longer: bool) -> str:

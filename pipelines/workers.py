@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import multiprocessing
+import multiprocessing.util
 import os
 import signal
+import tempfile
 import threading
 import time
 from collections import deque
@@ -15,13 +17,53 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from fasttrain.errors import DataError
+from fasttrain.errors import ConfigError, DataError
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 _AHEAD = 4
 """Tasks per process that are submitted before the first result is taken."""
+
+
+_LONGEST = 107
+"""Bytes of the path of a Unix socket."""
+_SOCKET = len("/pymp-12345678/listener-12345678")
+"""Bytes of what multiprocessing appends to the folder of temporary files."""
+
+
+def shorten_sockets() -> None:
+    """Have multiprocessing's sockets lie where their paths are short enough, whatever TMPDIR is.
+
+    Raises:
+        ConfigError: there is no such place.
+    """
+    places = [_temporary(), "/tmp", "/var/tmp", "/dev/shm"]
+    fitting = [each for each in places if len(os.fsencode(each)) <= _LONGEST - _SOCKET]
+    place = next((each for each in fitting if os.access(each, os.W_OK | os.X_OK)), None)
+    if place is None:
+        raise ConfigError(
+            f"TMPDIR is {places[0]}, and {places[1]} cannot be written to; allowed: a folder whose path has "
+            f"at most {_LONGEST - _SOCKET} bytes, for the sockets of worker processes"
+        )
+    if place != places[0]:
+        usual, tempfile.tempdir = tempfile.tempdir, place
+        multiprocessing.util.get_temp_dir()  # made once, where it is then
+        tempfile.tempdir = usual
+
+
+def _temporary() -> str:
+    """The folder of temporary files.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    try:
+        return tempfile.gettempdir()
+    except FileNotFoundError:
+        raise ConfigError(
+            f"TMPDIR is {os.environ.get('TMPDIR', '')!r}; allowed: a folder that can be written to"
+        ) from None
 
 
 class Workers:
@@ -33,12 +75,22 @@ class Workers:
         Args:
             preload: the module of the functions that they will run, imported once for all.
             count: how many; 0: one per core.
+
+        Raises:
+            ConfigError: there is no place for their sockets or semaphores.
         """
+        shorten_sockets()
         self.count = count or len(os.sched_getaffinity(0))
         # Not forked from this process, whose threads and libraries would not survive it.
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload([preload])
-        self._pool = ProcessPoolExecutor(self.count, context, initializer=_follow_the_parent)
+        try:
+            self._pool = ProcessPoolExecutor(self.count, context, initializer=_follow_the_parent)
+        except OSError as error:
+            why = (error.strerror or str(error)).lower()
+            raise ConfigError(
+                f"/dev/shm cannot be written to ({why}); allowed: one that can, for the semaphores of workers"
+            ) from None
         self._cpu: dict[int, float] = {}
 
     def __enter__(self) -> Self:

@@ -18,6 +18,7 @@ from fasttrain.distributed import Process
 from fasttrain.effects import NEEDS, ignored
 from fasttrain.errors import ConfigError
 from fasttrain.hardware import Precision
+from fasttrain.models import batch_norms
 from fasttrain.models.vit import VisionTransformer
 from fasttrain.randomness import draw_sizes
 from fasttrain.recipes import RECIPES, recipe
@@ -136,7 +137,7 @@ def outcome(method: dict[str, Any]) -> tuple[Any, ...]:
     config = config_of(method)
     cpu = torch.device("cpu")
     network = tiny_resnet((3, 3)).train()
-    for norm in build.batch_norms(network):  # zero in the last of each block at first: no branch would count
+    for norm in batch_norms(network):  # zero in the last of each block at first: no branch would count
         torch.nn.init.constant_(norm.weight, 0.5)
     step = build.build_step(config, network, Process(0, 1, cpu), Precision("fp32", "cpu"), 4)
     own = config.method

@@ -150,7 +150,10 @@ def _checkpoints(runs: Sequence[Path], options: KlOptions) -> list[Source]:
     folders = list(dict.fromkeys(folder_of(path).resolve() for path in files))
     label = dict(zip(folders, labels(folders), strict=True))
     sources = [
-        Source(label[folder_of(path).resolve()], open_trained(path, recipe_name=options.recipe))
+        Source(
+            label[folder_of(path).resolve()],
+            open_trained(path, recipe_name=options.recipe, order=options.classes),
+        )
         for path in files
     ]
     check_alike(sources)

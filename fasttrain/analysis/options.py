@@ -25,6 +25,9 @@ class NetworkOptions(Options):
     """Which of a folder's checkpoints; the last where there is no best."""
     recipe: str = ""
     """The recipe or config.json that files of weights fit, such as the published code's; of runs none."""
+    classes: str = ""
+    """The order of the outputs: a file with the class folders' names, one per line, or natural (as timm sorts
+    them); empty: as the weights name them, else as the images' folders are sorted."""
     images: int = 0
     """How many of the validation images, evenly spread over them; 0: all."""
     batch: int = 0

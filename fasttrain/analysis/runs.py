@@ -53,7 +53,7 @@ def find(runs: Sequence[Path], options: NetworkOptions, *, alike: bool = True) -
         ConfigError: they are of different networks.
     """
     sources = [
-        Source(label, open_trained(run, options.checkpoint, options.recipe))
+        Source(label, open_trained(run, options.checkpoint, options.recipe, options.classes))
         for label, run in zip(labels(runs), runs, strict=True)
     ]
     if alike:
@@ -109,6 +109,7 @@ def open_each(
     Raises:
         RunError: see `opened`.
     """
+    told: set[str] = set()
     for source in sources:
         with opened(
             source.trained,
@@ -119,6 +120,10 @@ def open_each(
             images=options.images,
             device=options.device,
         ) as run:
+            for note in run.notes:
+                if note not in told:
+                    print(f"{source.label}: {note}")
+            told.update(run.notes)
             yield source, run
 
 

@@ -28,6 +28,7 @@ from ..errors import CheckpointError, ConfigError
 from ..evaluation import Accuracy
 from ..models import StagedNetwork
 from ..optim import load_optimizer
+from ..pipelines.classes import difference
 from ..pipelines.loader import TrainLoader
 from ..step import TrainStep
 from ..telemetry.interval import Interval
@@ -315,7 +316,8 @@ def check_fits(config: Config, classes: Sequence[str], state: Mapping[str, Any],
         recorded = from_dict(state["config"])  # fields that are newer than it get their defaults
     check_settings(config, recorded)
     if state["classes"] != list(classes):
-        raise CheckpointError(f"{path} was trained on other classes than {config.data.train}")
+        how = difference(classes, state["classes"]) or "they are in another order (data.classes)"
+        raise CheckpointError(f"{path} was trained on other classes than {config.data.train}: {how}")
 
 
 def check_settings(config: Config, recorded: Config) -> None:

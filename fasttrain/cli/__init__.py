@@ -11,6 +11,7 @@ from .. import __version__
 from ..errors import INTERRUPTED, ConfigError, RunError, brief, instead
 from ..launch.place import is_first
 from ..launch.status import tell_exit
+from ..output import outlasting_readers
 from ..startup import begin
 from .about import doctor, recipes, show
 from .compare import compare
@@ -45,7 +46,12 @@ fasttrain train RECIPE --help lists every field."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run one command; exits with the status of `fasttrain.errors`."""
+    """Run one command; exits with the status of `fasttrain.errors`, whether its output is read or not."""
+    with outlasting_readers():
+        _run(argv)
+
+
+def _run(argv: Sequence[str] | None) -> None:
     arguments: list[str] = []
     try:
         arguments = begin(sys.argv[1:] if argv is None else argv)
@@ -56,14 +62,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             print(f"fasttrain {__version__}", flush=True)
             return
         _dispatch(arguments[0], arguments[1:])
-        sys.stdout.flush()
+        print(end="", flush=True)  # what cannot be written is told
     except RunError as error:
         _fail(str(error), error.exit_status, error.speaks)
     except KeyboardInterrupt:
         _fail("interrupted", INTERRUPTED)
-    except BrokenPipeError:  # the reader of our output has gone: `| head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
     except OSError as error:
         _fail(brief(str(error)), 1)
     except SystemExit as error:

@@ -23,8 +23,9 @@ class _CheckData:
     goes on where it was from MANIFEST.part."""
     leave_out_bad: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Write the manifest without the bad images, and record them in it."""
-    classes: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
-    """The class folders' names, one per line, in the order of the labels; without it they are sorted."""
+    classes: Annotated[str, tyro.conf.arg(metavar="FILE|natural")] = ""
+    """The order of the labels: a file with the class folders' names, one per line, or natural (c2 before c10,
+    apple before Zebra, as timm sorts them); without it they are sorted as text."""
     root: Annotated[str, tyro.conf.arg(metavar="s3://BUCKET/FOLDER")] = ""
     """Where training will find the files, if they are to be uploaded; without it where they are."""
 

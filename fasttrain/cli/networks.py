@@ -28,6 +28,9 @@ class _Evaluate:
     """Which of the folder's checkpoints; the last where there is no best."""
     recipe: Annotated[str, tyro.conf.arg(metavar="NAME")] = ""
     """A recipe or config.json that a file of weights fits."""
+    classes: Annotated[str, tyro.conf.arg(metavar="FILE|natural")] = ""
+    """The order of the outputs: a file with the class folders' names, one per line, or natural (as timm sorts
+    them); empty: as the weights name them, else as the images' folders are sorted."""
     val: str = ""
     """Validation images; empty: as in the run."""
     train: str = ""
@@ -61,6 +64,7 @@ def evaluate(rest: list[str]) -> None:
         options.run,
         which=options.checkpoint,
         recipe=options.recipe,
+        classes=options.classes,
         train=options.train,
         val=options.val,
         subnets=options.subnets,
@@ -70,8 +74,10 @@ def evaluate(rest: list[str]) -> None:
     )
     if rank():
         return
-    if verdict.note:
-        print(verdict.note)
+    if options.output:
+        _write_verdict(verdict, Path(options.output))
+    for note in verdict.notes:
+        print(note)
     main_accuracy = verdict.main
     print(
         f"{verdict.path}: Top-1 {main_accuracy.top1:.3f} %, Top-5 {main_accuracy.top5:.3f} %, "
@@ -79,8 +85,6 @@ def evaluate(rest: list[str]) -> None:
     )
     for report in verdict.subnets:
         print(subnets_line(report))
-    if options.output:
-        _write_verdict(verdict, Path(options.output))
 
 
 def _write_verdict(verdict: Verdict, path: Path) -> None:
@@ -108,6 +112,9 @@ class _Export:
     """Which of the folder's checkpoints; the last where there is no best."""
     recipe: Annotated[str, tyro.conf.arg(metavar="NAME")] = ""
     """A recipe or config.json that a file of weights fits."""
+    classes: Annotated[str, tyro.conf.arg(metavar="FILE|natural")] = ""
+    """The order of the outputs: a file with the class folders' names, one per line, or natural (as timm sorts
+    them); empty: as the weights name them, else as the images' folders are sorted."""
     statistics: Literal["auto", "reestimated", "main"] = "auto"
     """Of batch norm: re-estimated from training images, or as training left them; auto: a subnet's are
     re-estimated where training images are at hand."""
@@ -143,6 +150,7 @@ def export(rest: list[str]) -> None:
         subnet=[int(depth) for depth in depths],
         which=options.checkpoint,
         recipe=options.recipe,
+        classes=options.classes,
         statistics=options.statistics,
         train=options.train,
         val=options.val,

@@ -29,6 +29,7 @@ from ..errors import ConfigError
 from ..flops import meta_network
 from ..hardware import choose_device
 from ..launch.place import world
+from ..passes import check_passes
 from ..subnets import PrefixTree
 from ..telemetry.files import read_json, write_json
 from .cost import Cost, measure_costs
@@ -142,6 +143,8 @@ def _plan(
     known = read_json(path)
     process = Process(0, 1, choose_device(configs[baseline].run.device))
     folders = {label: loading.find_images(config, process) for label, config in configs.items()}
+    for label, config in configs.items():
+        check_passes(config, 1, len(folders[label].train.files))
     if known.get("recipes") == _hashes(configs):
         costs = {label: Cost(**cost) for label, cost in known["costs"].items()}
     else:

@@ -25,6 +25,7 @@ from ..errors import ConfigError
 from ..guards.lock import look
 from ..hardware import choose_device, choose_precision
 from ..models import StagedNetwork
+from ..passes import check_passes
 from ..pipelines.digits import CLASSES
 from ..step import TrainStep
 from ..telemetry.folder import RunFolder
@@ -48,6 +49,8 @@ def check_run(config: Config, processes: int = 0, nodes: int = 1) -> list[str]:
     local = local_batch(config.run.batch, world)
     folders = None if loading.digits_missing(config) else loading.open_folders(config)
     classes = CLASSES if folders is None else len(folders.train.classes)
+    if folders is not None:
+        check_passes(config, world, len(folders.train.files))
     network = build.build_network(config, classes, process.device, world)
     precision = choose_precision(config.run.precision, process.device)
     steps = 1 if folders is None else loading.steps_per_epoch(config, folders.train, world)
@@ -65,6 +68,7 @@ def check_run(config: Config, processes: int = 0, nodes: int = 1) -> list[str]:
         f"{world} process{'es' if world > 1 else ''} with {local} image{'s' if local > 1 else ''} each",
         *effects.notes(config),
         *([network.origin] if network.origin else []),
+        *([] if folders is None else loading.listing_notes(folders)),
         *notes,
     ]
 

@@ -263,17 +263,19 @@ def test_a_manifest_is_checked_against_its_files(photos: ImageFolder, tmp_path: 
     ]
 
 
-def test_given_classes_set_the_labels(photos: ImageFolder) -> None:
-    listing = list_images(Path(photos.root), ["class2", "class0", "class1"])
+def test_given_classes_set_the_labels(photos: ImageFolder, tmp_path: Path) -> None:
+    (tmp_path / "names").write_text("class2\nclass0\nclass1")
+    listing = list_images(Path(photos.root), str(tmp_path / "names"))
     assert listing.images.classes == ("class2", "class0", "class1")
     assert listing.images.files[0].startswith("class2/")
+    (tmp_path / "names").write_text("class0\nclass1\nx")
     with pytest.raises(DataError, match=r"1 missing \(x\), 1 extra \(class2\)"):
-        list_images(Path(photos.root), ["class0", "class1", "x"])
+        list_images(Path(photos.root), str(tmp_path / "names"))
 
 
 def test_a_packed_folder_has_its_own_classes(packed: ImageFolder) -> None:
     with pytest.raises(ConfigError, match="whose manifest has its own"):
-        list_images(Path(packed.root), ["class0"])
+        list_images(Path(packed.root), "natural")
 
 
 def test_a_journal_that_cannot_be_written_is_named(photos: ImageFolder, tmp_path: Path) -> None:
