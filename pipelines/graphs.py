@@ -17,41 +17,12 @@ from nvidia.dali import fn, types
 from fasttrain.config import Data
 
 from . import colour, resize, windows
+from .decoding import Node, decode
+from .decoding import shapes as _shapes
 from .operations import apply_policy, erase
-
-Node = Any
-"""A nvidia.dali DataNode."""
 
 _LINEAR = types.DALIInterpType.INTERP_LINEAR
 _DTYPES = {torch.float32: types.DALIDataType.FLOAT, torch.float16: types.DALIDataType.FLOAT16}
-
-
-def decode(encoded: Node, data: Data, mixed: bool = False, window: tuple[Node, Node] | None = None) -> Node:
-    """RGB images, uint8 [H, W, 3], in the stored orientation; only the window (corner, size) if given.
-
-    `mixed`: by the CPU and the GPU, onto the GPU.
-    """
-    options = decoder_options(data, mixed)
-    if window is None:
-        return fn.decoders.image(encoded, **options)
-    corner, size = window
-    return fn.decoders.image_slice(encoded, start=corner, shape=size, axis_names="HW", **options)
-
-
-def decoder_options(data: Data, mixed: bool) -> dict[str, Any]:
-    """What DALI's decoders are told, on the CPU or with the GPU."""
-    if not mixed:
-        return {"device": "cpu", "adjust_orientation": False}
-    width, height = data.largest_image
-    return {
-        "device": "mixed",
-        "adjust_orientation": False,
-        "hw_decoder_load": data.hardware_decoder_load,
-        "device_memory_padding": data.decoder_memory << 20,
-        "host_memory_padding": data.decoder_memory << 19,
-        "preallocate_width_hint": width,
-        "preallocate_height_hint": height,
-    }
 
 
 def train_graph(inputs: Mapping[str, Node], data: Data, dtype: torch.dtype, cuda: bool) -> list[Node]:
@@ -149,10 +120,6 @@ def _small_crop(inputs: Mapping[str, Node], data: Data, cuda: bool) -> Node:
 def _normalize(images: Node, data: Data, dtype: torch.dtype, **arguments: Any) -> Node:
     std = [255 * value for value in data.std]
     return fn.crop_mirror_normalize(images, std=std, dtype=_DTYPES[dtype], output_layout="HWC", **arguments)
-
-
-def _shapes(encoded: Node) -> Node:
-    return fn.peek_image_shape(encoded, adjust_orientation=False)
 
 
 def _python(function: Any, outputs: int, *nodes: Node, **options: Any) -> list[Node]:
