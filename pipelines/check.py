@@ -14,7 +14,7 @@ from typing import Self, TextIO, TypeVar
 
 from fasttrain.errors import ConfigError, DataError
 
-from .examine import BATCH, Finding, Place, examine
+from .examine import BATCH, Finding, Place, deadly, examine
 from .folder import ImageFolder, is_remote, scan
 from .manifest import Fault, Manifest, Record, find_manifest, read_manifest
 from .workers import Killed, Workers
@@ -124,7 +124,7 @@ def check(
 
 
 def _deadly(place: Place, death: Killed) -> Finding:
-    return Finding(f"cannot be decoded: the process that tried it {death}")
+    return Finding(deadly(death))
 
 
 def _named(listing: Listing) -> Iterator[tuple[str, Place]]:

@@ -1,4 +1,4 @@
-"""How training decodes: one call of DALI's decoders, for the graphs, the check and the search for a bad image."""
+"""How training decodes: what the graphs, the check and the search for a bad image ask of DALI."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import Any
 from nvidia.dali import fn
 
 from fasttrain.config import Data
+
+from . import windows
 
 Node = Any
 """A nvidia.dali DataNode."""
@@ -43,3 +45,17 @@ def decoder_options(data: Data, mixed: bool) -> dict[str, Any]:
 def shapes(encoded: Node) -> Node:
     """Height, width and channels of encoded images, int64 [3], in the stored orientation."""
     return fn.peek_image_shape(encoded, adjust_orientation=False)
+
+
+def random_windows(encoded: Node, crop: Node) -> tuple[Node, Node]:
+    """Corners and sizes of random resized crops, int32 [2], by `draws.augmentation`'s `crop`."""
+    corner, size = python(windows.random_resized, 2, shapes(encoded), crop)
+    return corner, size
+
+
+def python(function: Any, outputs: int, *nodes: Node, **options: Any) -> list[Node]:
+    """A numpy function of a batch inside the graph: lists of arrays in, a tuple of lists of arrays out."""
+    result: Node = fn.python_function(
+        *nodes, function=function, num_outputs=outputs, batch_processing=True, **options
+    )
+    return [result] if outputs == 1 else list(result)

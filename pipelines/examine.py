@@ -21,9 +21,11 @@ from .reference import (
     stored_pixels,
     stored_size,
 )
+from .workers import Killed
 
 FORMATS = ("JPEG", "MPO", "PNG", "BMP", "WEBP", "TIFF", "PPM", "JPEG2000")
 """What training decodes, by Pillow's names. MPO is a JPEG with more images after it."""
+UNDECODABLE = "cannot be decoded: it is damaged or no image"
 BATCH = 16
 """Images to examine at once: enough to make the hand-over cheap, few enough to see progress."""
 _PIXELS = 50_000_000
@@ -85,11 +87,17 @@ class Finding:
     orientation: int = 1
 
 
+def deadly(death: Killed) -> str:
+    """What is wrong with an image that ends the process which decodes it."""
+    return f"cannot be decoded: the process that tried it {death}"
+
+
 def examine(places: Sequence[Place]) -> list[Finding]:
     """Read and decode up to `BATCH` images.
 
-    Plain JPEGs and PNGs are decoded whole, many at once: DALI and Pillow decode them by the same library. All others
-    are decoded as training does, whole and by a window, twice, and compared with Pillow's pixels (see `reference`).
+    Plain JPEGs and PNGs are decoded whole, many at once: DALI and Pillow decode them by the same library. All
+    others are decoded as training does, whole and by a window, each twice, and compared with Pillow's pixels
+    (see `reference`).
     """
     from .strict import strict_decoder
 

@@ -110,7 +110,11 @@ def thinned(images: ImageFolder, count: int) -> ImageFolder:
     """`count` of the images, evenly spread over all and so over the classes; all, if there are no more."""
     if count >= len(images.files):
         return images
-    kept = np.arange(count) * len(images.files) // count
+    return chosen(images, np.arange(count) * len(images.files) // count)
+
+
+def chosen(images: ImageFolder, kept: NDArray[np.int64]) -> ImageFolder:
+    """Some of the images, by their indices."""
     members = images.members
     return replace(
         images,

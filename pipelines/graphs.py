@@ -17,7 +17,7 @@ from nvidia.dali import fn, types
 from fasttrain.config import Data
 
 from . import colour, resize, windows
-from .decoding import Node, decode
+from .decoding import Node, decode, python, random_windows
 from .decoding import shapes as _shapes
 from .operations import apply_policy, erase
 
@@ -70,7 +70,7 @@ def train_graph(inputs: Mapping[str, Node], data: Data, dtype: torch.dtype, cuda
 def eval_graph(inputs: Mapping[str, Node], data: Data, dtype: torch.dtype, cuda: bool) -> list[Node]:
     """One evaluation batch from `encoded` images and `targets`: the centre crops (HWC) and the targets."""
     encoded = inputs["encoded"]
-    size, position = _python(partial(windows.centre, data.val_resize, data.val_crop), 2, _shapes(encoded))
+    size, position = python(partial(windows.centre, data.val_resize, data.val_crop), 2, _shapes(encoded))
     mixed = cuda and data.augmentation == "imagenet"
     images = decode(encoded, data, mixed)
     images = fn.resize(_to(images, cuda and not mixed), size=size, interp_type=_LINEAR, antialias=True)
@@ -85,8 +85,7 @@ def eval_graph(inputs: Mapping[str, Node], data: Data, dtype: torch.dtype, cuda:
 def imagenet_crop(inputs: Mapping[str, Node], data: Data, cuda: bool) -> Node:
     """Random resized crops, uint8 [crop, crop, 3], of `encoded` images by `crop`'s numbers."""
     encoded = inputs["encoded"]
-    corner, size = _python(windows.random_resized, 2, _shapes(encoded), inputs["crop"])
-    images = decode(encoded, data, cuda, (corner, size))
+    images = decode(encoded, data, cuda, random_windows(encoded, inputs["crop"]))
     return _resized(images, types.Constant(float(data.crop)), True, cuda)
 
 
@@ -99,7 +98,7 @@ def _resized(images: Node, side: Node, antialias: bool, cuda: bool) -> Node:
     """Squares of a side, float32 pixels."""
     if cuda or not antialias:
         return fn.resize(images, resize_x=side, resize_y=side, interp_type=_LINEAR, antialias=antialias)
-    (squares,) = _python(resize.to_squares, 1, images, side, output_layouts=["HWC"])
+    (squares,) = python(resize.to_squares, 1, images, side, output_layouts=["HWC"])
     return squares
 
 
@@ -111,7 +110,7 @@ def _small_crop(inputs: Mapping[str, Node], data: Data, cuda: bool) -> Node:
         interp_type=_LINEAR,
         antialias=True,
     )
-    (corner,) = _python(partial(windows.padded, data.padding, data.crop), 1, images.shape(), inputs["crop"])
+    (corner,) = python(partial(windows.padded, data.padding, data.crop), 1, images.shape(), inputs["crop"])
     shape = [data.crop, data.crop]
     images = fn.slice(images, start=corner, shape=shape, axis_names="HW", out_of_bounds_policy="pad")
     return _to(images, cuda)
@@ -120,14 +119,6 @@ def _small_crop(inputs: Mapping[str, Node], data: Data, cuda: bool) -> Node:
 def _normalize(images: Node, data: Data, dtype: torch.dtype, **arguments: Any) -> Node:
     std = [255 * value for value in data.std]
     return fn.crop_mirror_normalize(images, std=std, dtype=_DTYPES[dtype], output_layout="HWC", **arguments)
-
-
-def _python(function: Any, outputs: int, *nodes: Node, **options: Any) -> list[Node]:
-    """A numpy function of a batch inside the graph: lists of arrays in, a tuple of lists of arrays out."""
-    result: Node = fn.python_function(
-        *nodes, function=function, num_outputs=outputs, batch_processing=True, **options
-    )
-    return [result] if outputs == 1 else list(result)
 
 
 def _to(node: Node, cuda: bool) -> Node:

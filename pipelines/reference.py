@@ -44,7 +44,7 @@ class UnfitPixelsError(ValueError):
 
 @contextmanager
 def opened(data: bytes) -> Iterator[Image.Image]:
-    """An encoded image by Pillow, without its warnings of odd headers and of sizes that are no danger here."""
+    """An encoded image by Pillow, without warnings of odd headers and of sizes that are no danger here."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with Image.open(io.BytesIO(data)) as image:
@@ -52,7 +52,7 @@ def opened(data: bytes) -> Iterator[Image.Image]:
 
 
 def is_plain(image: Image.Image, data: bytes) -> bool:
-    """Whether an image is a JPEG or PNG of the common kinds, which DALI and Pillow decode by the same library."""
+    """Whether it is a JPEG or PNG of the common kinds, which DALI and Pillow decode by the same library."""
     if image.format in ("JPEG", "MPO"):
         return image.mode in ("RGB", "L")
     # depth and colour type of a PNG's header: 8 bits, grey or RGB
@@ -78,8 +78,8 @@ def stored_size(image: Image.Image) -> tuple[int, int]:
 def cannot_be_stored(image: Image.Image) -> str:
     """What is wrong with a TIFF that DALI turns, and writes over memory as it does; empty: nothing.
 
-    DALI's own TIFF decoder takes pixels as stored. What it does not know it hands to a second one, which turns
-    them although told not to, into memory laid out for the stored ones.
+    DALI's own TIFF decoder takes pixels as stored. What it does not know it hands to a second one, which
+    turns them although told not to, into memory laid out for the stored ones.
     """
     turned = _turned_by_pillow(image)
     if turned not in _SIDEWAYS:
@@ -90,7 +90,7 @@ def cannot_be_stored(image: Image.Image) -> str:
     known = tags.get(_PHOTOMETRIC) in (1, 2, 3) or compressed
     if known and set(bits) <= {8, 16} and tags.get(_PLANES, 1) == 1 and tags.get(_FILL_ORDER, 1) == 1:
         return ""
-    return f"is a TIFF that is turned by its orientation tag ({turned}) and of a kind that cannot be decoded as stored"
+    return f"is a TIFF that its orientation tag ({turned}) turns, of a kind that cannot be decoded as stored"
 
 
 def stored_pixels(data: bytes) -> NDArray[np.uint8]:
@@ -112,7 +112,7 @@ def stored_pixels(data: bytes) -> NDArray[np.uint8]:
 
 
 def apart(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> float:
-    """How far two images [H, W, 3] of a shape are from each other: levels, the mean of the row that differs most."""
+    """How far two images [H, W, 3] are from each other: levels, the mean of the row that differs most."""
     return float(np.abs(one.astype(np.int16) - other).mean(axis=(1, 2)).max())
 
 

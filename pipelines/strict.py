@@ -1,7 +1,7 @@
-"""Decoders that tell what training would not: damage that stops no decoder, and pixels that are not the image's.
+"""A decoder that tells what training would not: damage that stops no decoder, and pixels of another image.
 
-In the middle of a JPEG, libjpeg only writes a warning. For processes of their own: this takes standard error over,
-where DALI's libraries write.
+In the middle of a JPEG, libjpeg only writes a warning. For processes of its own: it takes standard error,
+where DALI's libraries write, over.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from nvidia.dali import Pipeline, fn, types
 from fasttrain.config import Data
 
 from .decoding import decode, shapes
-from .examine import BATCH
+from .examine import BATCH, UNDECODABLE
 from .reference import TOLERANCE, apart
 
-# libjpeg's warnings that mean lost image data; others are about odd but harmless headers, and bytes between the last
-# block and the end change no pixel
+# libjpeg's warnings that mean lost image data; others are about odd but harmless headers, and bytes between
+# the last block and the end change no pixel
 _DAMAGE = re.compile(
     r"Corrupt JPEG data: (?!bad ICC|\d+ extraneous bytes before marker 0xd9)(.*)"
     r"|(Premature end of JPEG|Input file read error)"
@@ -34,7 +34,6 @@ _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 Window = tuple[tuple[int, int], tuple[int, int]]
 """Corner (top, left) and size (height, width)."""
 
-UNDECODABLE = "cannot be decoded: it is damaged or no image"
 _DIFFERENTLY = "is decoded differently by DALI, which training uses, and by Pillow"
 
 
@@ -65,7 +64,7 @@ class StrictDecoder:
         return [self._decode(self._whole, [image])[0] for image in images]
 
     def compare(self, image: bytes, expected: NDArray[np.uint8]) -> Verdict:
-        """What is to be said of an image of these pixels, decoded twice as training does, whole and by a window."""
+        """What is to be said of an image of these pixels, decoded as training does: whole and by a window."""
         height, width = expected.shape[:2]
         size = ((height + 1) // 2, (width + 1) // 2)
         window = ((height - size[0]) // 2, (width - size[1]) // 2), size

@@ -71,7 +71,7 @@ def alone(function: Callable[[T], R], task: T, preload: str) -> R:
             process.close()
     if not kept:
         raise result
-    return result  # type: ignore[no-any-return]
+    return result
 
 
 def _answer(answer: Connection, function: Callable[[Any], Any], task: Any) -> None:
@@ -164,7 +164,7 @@ class Workers:
                     waiting[place] = other, self._submit(function, other)
             return result
         self._cpu[process] = seconds
-        return result  # type: ignore[no-any-return]
+        return result
 
     def _apart(
         self,
