@@ -16,6 +16,7 @@ from .errors import ConfigError
 from .mixing import build_mixing
 from .pipelines.digits import write_digits
 from .pipelines.draws import Split
+from .pipelines.examine import refuse_deadly
 from .pipelines.folder import ImageFolder
 from .pipelines.loader import EvalLoader, TrainLoader, eval_loader, train_loader
 from .pipelines.manifest import check_presence, open_images
@@ -50,6 +51,7 @@ def find_images(config: Config, process: Process) -> Folders:
     if process.is_main:
         for images in filter(None, (folders.train, folders.val)):
             check_presence(images)
+            refuse_deadly(images)
     return folders
 
 

@@ -12,6 +12,9 @@ from dataclasses import dataclass, replace
 
 from PIL import Image, UnidentifiedImageError
 
+from fasttrain.errors import DataError
+
+from .folder import ImageFolder, is_remote
 from .reference import (
     UnfitPixelsError,
     cannot_be_stored,
@@ -31,6 +34,7 @@ BATCH = 16
 _PIXELS = 50_000_000
 """Decoded at once at most, unless one image has more."""
 
+_DEADLY = (".tif", ".tiff")
 _HEADER = tarfile.BLOCKSIZE
 
 
@@ -90,6 +94,28 @@ class Finding:
 def deadly(death: Killed) -> str:
     """What is wrong with an image that ends the process which decodes it."""
     return f"cannot be decoded: the process that tried it {death}"
+
+
+def refuse_deadly(images: ImageFolder) -> None:
+    """Look into the TIFFs, which alone can end the process that decodes them; those in tars were checked.
+
+    Raises:
+        DataError: one would (see `reference.cannot_be_stored`).
+    """
+    if images.members is not None or is_remote(images.root):
+        return
+    for index, name in enumerate(images.files):
+        fault = _deadly_header(images.path(index)) if name.lower().endswith(_DEADLY) else ""
+        if fault:
+            raise DataError(f"image {images.path(index)} {fault}; mend or remove it")
+
+
+def _deadly_header(path: str) -> str:
+    try:
+        with opened(path) as image:
+            return cannot_be_stored(image)
+    except Exception:  # no image, or a damaged one: it fails when it is decoded, and is named then
+        return ""
 
 
 def examine(places: Sequence[Place]) -> list[Finding]:

@@ -43,12 +43,12 @@ class UnfitPixelsError(ValueError):
 
 
 @contextmanager
-def opened(data: bytes) -> Iterator[Image.Image]:
-    """An encoded image by Pillow, without warnings of odd headers and of sizes that are no danger here."""
+def opened(image: bytes | str) -> Iterator[Image.Image]:
+    """An image, encoded or in a file, by Pillow, without warnings of odd headers and harmless sizes."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        with Image.open(io.BytesIO(data)) as image:
-            yield image
+        with Image.open(io.BytesIO(image) if isinstance(image, bytes) else image) as found:
+            yield found
 
 
 def is_plain(image: Image.Image, data: bytes) -> bool:
