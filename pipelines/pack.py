@@ -28,7 +28,7 @@ from fasttrain.randomness import Stream, generator
 from .check import chunks
 from .examine import Place, deadly
 from .manifest import NAME, Manifest, Record
-from .workers import Killed, Workers
+from .workers import Killed, Workers, uninterrupted
 
 INDEX_VERSION = "v1.2"
 """Of DALI's index files: a line with it and the number of samples, then a line per sample."""
@@ -80,7 +80,8 @@ def pack(
     temporary = None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+        with uninterrupted():  # a folder whose name nobody knows would stay
+            temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
         with Workers(preload="fasttrain.pipelines.strict") as workers:
             packed = _write(manifest, temporary, shards, seed, reencoding, workers, advance)
             _compare(packed, workers, advance)

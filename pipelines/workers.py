@@ -58,7 +58,7 @@ def alone(function: Callable[[T], R], task: T, preload: str) -> R:
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(target=_answer, args=(theirs, function, task))
     with ours:
-        with theirs, _uninterrupted():
+        with theirs, uninterrupted():
             process.start()
         try:
             kept, result = ours.recv()
@@ -139,7 +139,7 @@ class Workers:
         return ProcessPoolExecutor(self.count, _context(self._preload), initializer=_follow_the_parent)
 
     def _submit(self, function: Callable[[Any], Any], task: Any) -> Future[Any]:
-        with _uninterrupted():
+        with uninterrupted():
             try:
                 return self._pool.submit(_timed, function, task)
             except BrokenProcessPool:
@@ -196,8 +196,9 @@ def _timed(function: Callable[[Any], Any], task: Any) -> tuple[int, float, Any]:
 
 
 @contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """Hold signals to end back: a pool that is interrupted while it starts a process waits for ever.
+def uninterrupted() -> Iterator[None]:
+    """Hold signals to end back: a pool that is interrupted while it starts a process waits for ever,
+    for one.
 
     The process inherits the mask, so that a terminal's Ctrl-C, which goes to all, does not meet it early.
     """

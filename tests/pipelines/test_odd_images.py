@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import re
+from contextlib import closing
+from typing import Literal
 
 import numpy as np
 import pytest
+import torch
 from nvidia.dali import Pipeline, fn, types
 
 from fasttrain.config import Data
 from fasttrain.pipelines.check import Check, check, list_images
 from fasttrain.pipelines.decoding import decode
+from fasttrain.pipelines.loader import train_loader
 from fasttrain.pipelines.reference import TOLERANCE, apart, stored_pixels
 
 from .odd_images import Levels, odd_images
@@ -38,6 +42,30 @@ def decoded(data: bytes, window: tuple[list[int], list[int]] | None = None) -> L
         source = fn.external_source(lambda: [contents], batch=True, dtype=types.DALIDataType.UINT8, ndim=1)
         pipeline.set_outputs(decode(source, Data(), window=window))
     return np.array(pipeline.run()[0][0])
+
+
+@pytest.mark.parametrize("augmentation", ["imagenet", "small"])
+def test_what_was_checked_trains_the_same_twice(
+    checked: Check, augmentation: Literal["imagenet", "small"]
+) -> None:
+    data = Data(crop=24, threads=2, augmentation=augmentation)
+    cpu = torch.device("cpu")
+    batches = []
+    for _ in range(2):
+        loader = train_loader(
+            data, checked.manifest.images(), batch=16, seed=3, device=cpu, dtype=torch.float32
+        )
+        with closing(loader):
+            batches.append(torch.cat([batch.images.clone() for batch in loader.epoch(0)]))
+    assert torch.equal(*batches)
+    assert batches[0].isfinite().all()
+
+
+def test_what_the_decoder_writes_in_training_is_told_of_with_the_name(checked: Check) -> None:
+    messages = {fault.path: fault.reason for fault in checked.messages}
+    assert messages["a/jpeg_extraneous_bytes.jpg"].endswith("extraneous bytes before marker 0xd9")
+    assert messages["a/tiff_cmyk.jpg"].startswith("[ERROR] [libtiff_decoder] Unsupported photometric")
+    assert "a/jpeg.jpg" not in messages
 
 
 @pytest.mark.parametrize("name", ODD)
