@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,7 +35,17 @@ _BACK = {
 }
 """Undoes each orientation that is not 1."""
 _SIDEWAYS = (5, 6, 7, 8)
-_BITS, _COMPRESSION, _PHOTOMETRIC, _FILL_ORDER, _PLANES = 258, 259, 262, 266, 284  # tags of TIFF
+_COMPRESSION, _PHOTOMETRIC, _TILE = 259, 262, (322, 323)  # tags of TIFF
+_JPEG, _YCBCR = 7, 6
+_KNOWN_TAGS = {
+    258: {8, 16},  # bits
+    _COMPRESSION: {1, 5, _JPEG, 8, 32773, 32946},  # none, LZW, JPEG, deflate, PackBits, deflate
+    _PHOTOMETRIC: {1, 2, 3, _YCBCR},  # grey, RGB, palette
+    266: {1},  # the first bit is the highest
+    284: {1},  # the colours of a pixel lie together
+    339: {1},  # unsigned
+}
+"""TIFFs that DALI's own decoder knows: the values of their tags, where they have them."""
 _LEVELS_OF_16_BITS = 257
 
 
@@ -82,15 +93,18 @@ def cannot_be_stored(image: Image.Image) -> str:
     turns them although told not to, into memory laid out for the stored ones.
     """
     turned = _turned_by_pillow(image)
-    if turned not in _SIDEWAYS:
-        return ""
-    tags = image.tag_v2  # type: ignore[attr-defined]
-    bits = tags.get(_BITS, (1,))
-    compressed = (tags.get(_PHOTOMETRIC), tags.get(_COMPRESSION)) == (6, 7)  # YCbCr by JPEG
-    known = tags.get(_PHOTOMETRIC) in (1, 2, 3) or compressed
-    if known and set(bits) <= {8, 16} and tags.get(_PLANES, 1) == 1 and tags.get(_FILL_ORDER, 1) == 1:
+    if turned not in _SIDEWAYS or _is_known_to_the_first(image.tag_v2):  # type: ignore[attr-defined]
         return ""
     return f"is a TIFF that its orientation tag ({turned}) turns, of a kind that cannot be decoded as stored"
+
+
+def _is_known_to_the_first(tags: Mapping[int, Any]) -> bool:
+    usual = all(
+        set(np.atleast_1d(tags[tag]).tolist()) <= values for tag, values in _KNOWN_TAGS.items() if tag in tags
+    )
+    coded = tags.get(_PHOTOMETRIC) == _YCBCR
+    tiles = all(tags.get(tag, 16) % 16 == 0 for tag in _TILE)
+    return usual and tiles and (not coded or tags.get(_COMPRESSION) == _JPEG)
 
 
 def stored_pixels(data: bytes) -> NDArray[np.uint8]:
@@ -113,7 +127,10 @@ def stored_pixels(data: bytes) -> NDArray[np.uint8]:
 
 def apart(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> float:
     """How far two images [H, W, 3] are from each other: levels, the mean of the row that differs most."""
-    return float(np.abs(one.astype(np.int16) - other).mean(axis=(1, 2)).max())
+    rows = (
+        (one[row].astype(np.int16) - other[row]) for row in range(len(one))
+    )  # one by one: images are large
+    return max(float(np.abs(row).mean()) for row in rows)
 
 
 def _turned_by_pillow(image: Image.Image) -> int:
