@@ -34,6 +34,7 @@ _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 Window = tuple[tuple[int, int], tuple[int, int]]
 """Corner (top, left) and size (height, width)."""
 
+_UNKNOWN = "cannot be decoded by DALI, which training uses; Pillow decodes it"
 _DIFFERENTLY = "is decoded differently by DALI, which training uses, and by Pillow"
 
 
@@ -69,7 +70,9 @@ class StrictDecoder:
         size = ((height + 1) // 2, (width + 1) // 2)
         window = ((height - size[0]) // 2, (width - size[1]) // 2), size
         verdict, outputs = self._decode(self._as_training, [image, image], window)
-        return verdict if verdict.fault else verdict._replace(fault=_difference(outputs, expected, window))
+        if not verdict.fault:
+            return verdict._replace(fault=_difference(outputs, expected, window))
+        return verdict._replace(fault=_UNKNOWN) if verdict.fault == UNDECODABLE else verdict
 
     def pixels(self, image: bytes) -> NDArray[np.uint8]:
         """The image as training sees it, [H, W, 3].

@@ -131,6 +131,8 @@ def pngs(image: Image.Image) -> Iterator[tuple[str, Odd]]:
     yield "png_rgba_16", Odd(png_16(np.dstack([pixels, np.asarray(alpha)])), pixels)
     other = image.rotate(180)
     yield "apng", Odd(encoded(image, "PNG", save_all=True, append_images=[other]), pixels)
+    hidden = encoded(image, "PNG", save_all=True, default_image=True, append_images=[other, image])
+    yield "apng_with_another_image", Odd(hidden, reason=DIFFERENT)
     whole = encoded(image, "PNG")
     yield "png_cut", Odd(whole[: len(whole) * 2 // 3], reason="cannot be decoded")
 
@@ -165,9 +167,11 @@ def others(image: Image.Image) -> Iterator[tuple[str, Odd]]:
     yield "jp2", Odd(encoded(image, "JPEG2000"), pixels)
     yield "jp2_grey", Odd(encoded(grey, "JPEG2000"), rgb(grey))
     yield "jp2_alpha", Odd(encoded(alpha, "JPEG2000"), pixels)
+    yield "jp2_tiles", Odd(encoded(image, "JPEG2000", tile_size=(32, 32)), pixels)
     yield "j2k", Odd(encoded(image, "JPEG2000", no_jp2=True), pixels)
     yield "ppm", Odd(encoded(image, "PPM"), pixels)
     yield "pgm", Odd(encoded(grey, "PPM"), rgb(grey))
+    yield "pgm_65535", Odd(pnm(np.asarray(grey), 65535), rgb(grey))
     yield "pbm", Odd(encoded(image.convert("1"), "PPM"), rgb(image.convert("1")))
     yield (
         "ppm_text",
@@ -215,6 +219,17 @@ def tiffs(image: Image.Image) -> Iterator[tuple[str, Odd]]:
     yield "tiff_planes", Odd(tiff(pixels, planes=True), pixels)
     yield "tiff_16", Odd(tiff(pixels.astype(np.uint16) * 257), pixels)
     yield "tiff_planes_16", Odd(tiff(pixels.astype(np.uint16) * 257, planes=True), reason=DIFFERENT)
+    halves = np.dstack([pixels // 2, np.full_like(levels, 128)])
+    yield "tiff_multiplied_by_alpha", Odd(tiff(halves, more={338: 1}), reason=DIFFERENT)
+    more = {338: 2}
+    yield "tiff_rgba_16", Odd(tiff(halves.astype(np.uint16) * 257, more=more), rgb(Image.fromarray(halves)))
+    planes = tiff(halves.astype(np.uint16) * 257, planes=True, more=more)
+    yield "tiff_rgba_planes_16", Odd(planes, reason=DIFFERENT)
+    yield "tiff_white_is_0", Odd(tiff(255 - levels[..., None], more={262: 0}), rgb(grey))
+    cmyk = tiff(np.asarray(image.convert("CMYK")), planes=True, more={262: 5})
+    yield "tiff_cmyk_planes", Odd(cmyk, pixels)
+    backwards = np.packbits(np.unpackbits(pixels[..., None], axis=-1), axis=-1, bitorder="little")[..., 0]
+    yield "tiff_bits_backwards", Odd(tiff(backwards, more={266: 2}), pixels)
     pages = encoded(image, "TIFF", save_all=True, append_images=[image.rotate(180)])
     yield "tiff_pages", Odd(pages, pixels)
 
@@ -302,6 +317,9 @@ def turned_ones(image: Image.Image) -> Iterator[tuple[str, Odd]]:
     fax = encoded(bits, "TIFF", compression="group4", tiffinfo=tag)
     yield "turned_tiff_fax", Odd(fax, reason=cannot)
     yield "turned_tiff_planes", Odd(tiff(pixels, planes=True, more=tag), reason=cannot)
+    white = tiff(255 - np.asarray(grey)[..., None], more=tag | {262: 0})
+    yield "turned_tiff_white_is_0", Odd(white, reason=cannot)
+    yield "turned_tiff_la", Odd(encoded(image.convert("LA"), "TIFF", tiffinfo=tag), reason=DIFFERENT)
     yield "turned_tiff_cmyk_3", Odd(encoded(cmyk, "TIFF", tiffinfo={ORIENTATION: 3}), reason=DIFFERENT)
 
 
