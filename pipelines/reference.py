@@ -83,7 +83,7 @@ def orientation(image: Image.Image) -> int:
 def stored_size(image: Image.Image) -> tuple[int, int]:
     """Width and height as stored; to be asked before the image is loaded."""
     width, height = image.size
-    return (height, width) if _turned_by_pillow(image) in _SIDEWAYS else (width, height)
+    return (height, width) if _tag(image) in _SIDEWAYS else (width, height)
 
 
 def cannot_be_stored(image: Image.Image) -> str:
@@ -92,7 +92,7 @@ def cannot_be_stored(image: Image.Image) -> str:
     DALI's own TIFF decoder takes pixels as stored. What it does not know it hands to a second one, which
     turns them although told not to, into memory laid out for the stored ones.
     """
-    turned = _turned_by_pillow(image)
+    turned = _tag(image)
     if turned not in _SIDEWAYS or _is_known_to_the_first(image.tag_v2):  # type: ignore[attr-defined]
         return ""
     return f"is a TIFF that its orientation tag ({turned}) turns, of a kind that cannot be decoded as stored"
@@ -115,7 +115,9 @@ def stored_pixels(data: bytes) -> NDArray[np.uint8]:
         Exception: whatever Pillow's readers raise of a damaged file.
     """
     with opened(data) as image:
-        turned = _turned_by_pillow(image)
+        turned = (
+            orientation(image) if image.format == "TIFF" else 1
+        )  # Pillow turns no others as it loads them
         image.load()
         stored = image.transpose(_BACK[turned]) if turned in _BACK else image
         if stored.mode == "F":
@@ -127,15 +129,14 @@ def stored_pixels(data: bytes) -> NDArray[np.uint8]:
 
 def apart(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> float:
     """How far two images [H, W, 3] are from each other: levels, the mean of the row that differs most."""
-    rows = (
-        (one[row].astype(np.int16) - other[row]) for row in range(len(one))
-    )  # one by one: images are large
+    # row by row, since images are large
+    rows = (one[row].astype(np.int16) - other[row] for row in range(len(one)))
     return max(float(np.abs(row).mean()) for row in rows)
 
 
-def _turned_by_pillow(image: Image.Image) -> int:
-    """The orientation that Pillow undoes as it loads the image: TIFFs' alone; 1: none."""
-    return orientation(image) if image.format == "TIFF" else 1
+def _tag(image: Image.Image) -> int:
+    """A TIFF's orientation tag; 1 of all else."""
+    return image.tag_v2.get(_ORIENTATION, 1) if image.format == "TIFF" else 1  # type: ignore[attr-defined]
 
 
 def _unit(values: NDArray[np.float32]) -> NDArray[np.float32]:
