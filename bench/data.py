@@ -246,7 +246,7 @@ def _decoded(job: Job, device: torch.device) -> Iterator[object]:
     """Batches of one pixel of each decoded image."""
     from nvidia.dali import fn
 
-    from fasttrain.pipelines.graphs import decode
+    from fasttrain.pipelines.decoding import decode
 
     def graph(inputs: Mapping[str, Any]) -> list[Any]:
         return [fn.crop(decode(inputs["encoded"], _data(job), device.type == "cuda"), crop=(1, 1))]

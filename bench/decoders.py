@@ -95,8 +95,9 @@ def measure_job(job: Job) -> tuple[float, float]:
     """Images per second and per CPU-second."""
     from nvidia.dali import fn, types
 
+    from fasttrain.pipelines.decoding import decode, decoder_options
     from fasttrain.pipelines.draws import RATIO, TRIES, augmentation
-    from fasttrain.pipelines.graphs import decode, decoder_options, imagenet_crop
+    from fasttrain.pipelines.graphs import imagenet_crop
 
     device = torch.device(job.device)
     data, mixed = job.data, device.type == "cuda"

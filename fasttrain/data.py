@@ -108,6 +108,12 @@ def _report(done: Check, listing: Listing, console: Console) -> None:
     rotated = sum(each.orientation != 1 for each in good)
     if rotated:
         lines.append(f"{rotated} with an EXIF orientation, which training ignores: it takes images as stored")
+    if done.messages:
+        first = done.messages[0]
+        lines.append(
+            f"{len(done.messages)} good at which the decoder writes a line in training, without the name; "
+            f"the first: {first.path} ({first.reason})"
+        )
     if listing.images.omission:
         lines.append(listing.images.omission)
     resumed = f" ({done.resumed} of them before)" if done.resumed else ""

@@ -17,6 +17,7 @@ from .mixing import build_mixing
 from .pipelines.classes import arranged, assumption, difference
 from .pipelines.digits import write_digits
 from .pipelines.draws import Split
+from .pipelines.examine import refuse_deadly
 from .pipelines.folder import ImageFolder, reordered
 from .pipelines.loader import EvalLoader, TrainLoader, eval_loader, train_loader
 from .pipelines.manifest import check_presence, open_images
@@ -52,6 +53,7 @@ def find_images(config: Config, process: Process) -> Folders:
     if process.is_main:
         for images in filter(None, (folders.train, folders.val)):
             check_presence(images)
+            refuse_deadly(images)
     return folders
 
 

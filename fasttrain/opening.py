@@ -15,6 +15,7 @@ from .errors import ConfigError
 from .evaluation import NodeStatistics, estimate_statistics, evaluate
 from .hardware import Precision, choose_precision, configure_backends
 from .models import StagedNetwork, batch_norms
+from .pipelines.examine import refuse_deadly
 from .pipelines.folder import ImageFolder, thinned
 from .pipelines.loader import EvalLoader
 from .pipelines.manifest import check_presence, open_images
@@ -147,6 +148,7 @@ def images_of(trained: Trained, path: str, *, looks: bool = True) -> ImageFolder
     images = trained.fitted(open_images(path))
     if looks:
         check_presence(images)
+        refuse_deadly(images)
     return images
 
 

@@ -15,14 +15,16 @@ from typing import Self, TextIO, TypeVar
 from fasttrain.errors import ConfigError, DataError
 
 from .classes import arranged
-from .examine import BATCH, Finding, Place, examine
+from .examine import BATCH, Finding, Place, deadly, examine
 from .folder import ImageFolder, is_remote, reordered, scan
 from .manifest import Fault, Manifest, Record, find_manifest, read_manifest
-from .workers import Workers
+from .workers import Killed, Workers
 
 T = TypeVar("T")
 
-_FOUND = tuple(field.name for field in fields(Finding) if field.name != "fault")
+_RULES = 2
+"""Of what is good: progress under other rules is not gone on with."""
+_FOUND = tuple(field.name for field in fields(Finding) if field.name not in ("fault", "message"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +39,8 @@ class Check:
     """What it took."""
     cores: float
     """How many were busy on average."""
+    messages: tuple[Fault, ...] = ()
+    """Good images at which training's decoder writes a line, which has no name: their paths, and the line."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +100,7 @@ def check(
         advance: called with the number of images done since the last call.
 
     Raises:
-        DataError: the journal cannot be written, or a worker process died.
+        DataError: the journal cannot be written, or the system killed a worker process.
     """
     start, used = time.perf_counter(), time.process_time()
     with _Journal(journal, listing.images.root) as kept:
@@ -106,7 +110,7 @@ def check(
         todo = [index for index, finding in enumerate(findings) if finding is None]
         tasks = (tuple(listing.places[index] for index in chunk) for chunk in chunks(todo, BATCH))
         with Workers(preload="fasttrain.pipelines.strict") as workers:
-            for chunk, found in zip(chunks(todo, BATCH), workers.map(examine, tasks), strict=True):
+            for chunk, found in zip(chunks(todo, BATCH), workers.map(examine, tasks, _deadly), strict=True):
                 for index, finding in zip(chunk, found, strict=True):
                     findings[index] = finding
                     kept.keep(listing.images.files[index], finding)
@@ -114,7 +118,16 @@ def check(
                 advance(len(chunk))
             used = workers.cpu_seconds + time.process_time() - used
     seconds = time.perf_counter() - start
-    return Check(_manifest(listing, findings), resumed, seconds, used / seconds)
+    messages = tuple(
+        Fault(path, finding.message)
+        for path, finding in zip(listing.images.files, findings, strict=True)
+        if finding is not None and finding.message
+    )
+    return Check(_manifest(listing, findings), resumed, seconds, used / seconds, messages)
+
+
+def _deadly(place: Place, death: Killed) -> Finding:
+    return Finding(deadly(death))
 
 
 def _named(listing: Listing) -> Iterator[tuple[str, Place]]:
@@ -152,7 +165,7 @@ class _Journal:
 
     def __init__(self, path: Path | None, root: str) -> None:
         self._path = path
-        self._head = json.dumps({"fasttrain_check": 1, "root": os.path.abspath(root)}) + "\n"
+        self._head = json.dumps({"fasttrain_check": _RULES, "root": os.path.abspath(root)}) + "\n"
         self._past: dict[str, tuple[list[int], Finding]] = {}
         self._stamps: dict[str, list[int]] = {}
         self._file: TextIO | None = None

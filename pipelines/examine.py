@@ -6,22 +6,35 @@ For worker processes: the decoder takes their standard error over. Only there is
 from __future__ import annotations
 
 import hashlib
-import io
 import tarfile
-import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from PIL import Image, UnidentifiedImageError
 
+from fasttrain.errors import DataError
+
+from .folder import ImageFolder, is_remote
+from .reference import (
+    UnfitPixelsError,
+    cannot_be_stored,
+    is_plain,
+    opened,
+    orientation,
+    stored_pixels,
+    stored_size,
+)
+from .workers import Killed
+
 FORMATS = ("JPEG", "MPO", "PNG", "BMP", "WEBP", "TIFF", "PPM", "JPEG2000")
 """What training decodes, by Pillow's names. MPO is a JPEG with more images after it."""
+UNDECODABLE = "cannot be decoded: it is damaged or no image"
 BATCH = 16
 """Images to examine at once: enough to make the hand-over cheap, few enough to see progress."""
 _PIXELS = 50_000_000
 """Decoded at once at most, unless one image has more."""
 
-_ORIENTATION = 0x0112  # the EXIF tag
+_DEADLY = (".tif", ".tiff")
 _HEADER = tarfile.BLOCKSIZE
 
 
@@ -63,10 +76,12 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What was found out about one image; the fields after `fault` are `manifest.Record`'s."""
+    """What was found out about one image; the fields after `message` are `manifest.Record`'s."""
 
     fault: str = ""
     """What is wrong, to be read after the image's path; empty: nothing."""
+    message: str = ""
+    """What the decoder writes in training each time it decodes the image, without a name; empty: nothing."""
     bytes: int = 0
     sha256: str = ""
     format: str = ""
@@ -76,30 +91,76 @@ class Finding:
     orientation: int = 1
 
 
+def deadly(death: Killed) -> str:
+    """What is wrong with an image that ends the process which decodes it."""
+    return f"cannot be decoded: the process that tried it {death}"
+
+
+def refuse_deadly(images: ImageFolder) -> None:
+    """Look into the TIFFs, which alone can end the process that decodes them; those in tars were checked.
+
+    Raises:
+        DataError: one would (see `reference.cannot_be_stored`).
+    """
+    if images.members is not None or is_remote(images.root):
+        return
+    for index, name in enumerate(images.files):
+        fault = _deadly_header(images.path(index)) if name.lower().endswith(_DEADLY) else ""
+        if fault:
+            raise DataError(f"image {images.path(index)} {fault}; mend or remove it")
+
+
+def _deadly_header(path: str) -> str:
+    try:
+        with opened(path) as image:
+            return cannot_be_stored(image)
+    except Exception:  # no image, or a damaged one: it fails when it is decoded, and is named then
+        return ""
+
+
 def examine(places: Sequence[Place]) -> list[Finding]:
-    """Read and decode up to `BATCH` images."""
+    """Read and decode up to `BATCH` images.
+
+    Plain JPEGs and PNGs are decoded whole, many at once: DALI and Pillow decode them by the same library. All
+    others are decoded as training does, whole and by a window, each twice, and compared with Pillow's pixels
+    (see `reference`).
+    """
     from .strict import strict_decoder
 
-    contents: list[bytes] = []
-    findings: list[Finding] = []
-    for place in places:
-        data, finding = _look(place)
-        contents.append(data)
-        findings.append(finding)
-    for group in _groups(findings):
-        faults = strict_decoder().faults([contents[index] for index in group])
-        for index, fault in zip(group, faults, strict=True):
-            if fault:
-                findings[index] = Finding(fault)
+    contents, findings, plain = map(list, zip(*map(_look, places), strict=True))
+    for group in _groups(findings, plain):
+        verdicts = strict_decoder().judge([contents[index] for index in group])
+        for index, verdict in zip(group, verdicts, strict=True):
+            findings[index] = _judged(findings[index], *verdict)
+    for index, data in enumerate(contents):
+        if not (findings[index].fault or plain[index]):
+            findings[index] = _compared(data, findings[index])
     return findings
 
 
-def _groups(findings: Sequence[Finding]) -> Iterator[list[int]]:
-    """The good images' indices, cut so that few large images are decoded at once."""
+def _judged(finding: Finding, fault: str, message: str) -> Finding:
+    return Finding(fault) if fault else replace(finding, message=message)
+
+
+def _compared(data: bytes, finding: Finding) -> Finding:
+    """The finding about an image that is not plain, with DALI's pixels held against Pillow's."""
+    from .strict import strict_decoder
+
+    try:
+        expected = stored_pixels(data)
+    except UnfitPixelsError as error:
+        return Finding(str(error))
+    except Exception as error:  # Pillow's readers raise whatever a damaged file leads them to
+        return Finding(f"cannot be decoded: {error}")
+    return _judged(finding, *strict_decoder().compare(data, expected))
+
+
+def _groups(findings: Sequence[Finding], plain: Sequence[bool]) -> Iterator[list[int]]:
+    """The indices of plain images without a fault, cut so that few large ones are decoded at once."""
     group: list[int] = []
     pixels = 0
     for index, finding in enumerate(findings):
-        if finding.fault:
+        if finding.fault or not plain[index]:
             continue
         size = finding.width * finding.height
         if group and pixels + size > _PIXELS:
@@ -111,47 +172,38 @@ def _groups(findings: Sequence[Finding]) -> Iterator[list[int]]:
         yield group
 
 
-def _look(place: Place) -> tuple[bytes, Finding]:
-    """An image's bytes, and what is known before DALI has decoded it."""
+def _look(place: Place) -> tuple[bytes, Finding, bool]:
+    """An image's bytes, what is known before DALI has decoded it, and whether it is plain."""
     try:
         data = place.read()
     except OSError as error:
         tar = f" in {place.file}" if place.offset >= 0 else ""
-        return b"", Finding(f"cannot be read{tar}: {(error.strerror or str(error)).lower()}")
+        return b"", Finding(f"cannot be read{tar}: {(error.strerror or str(error)).lower()}"), False
     except ValueError as error:
-        return b"", Finding(str(error))
+        return b"", Finding(str(error)), False
     if not data:
-        return data, Finding("is empty")
+        return data, Finding("is empty"), False
     digest = hashlib.sha256(data).hexdigest()
     if place.sha256 not in ("", digest):
-        return data, Finding("has other bytes than its manifest says")
-    return data, _describe(data, digest)
+        return data, Finding("has other bytes than its manifest says"), False
+    return data, *_describe(data, digest)
 
 
-def _describe(data: bytes, digest: str) -> Finding:
+def _describe(data: bytes, digest: str) -> tuple[Finding, bool]:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of odd headers, and of sizes that are no danger here
-            with Image.open(io.BytesIO(data)) as image:
-                if image.format not in FORMATS:
-                    return Finding(f"is a {image.format} image; allowed: {', '.join(FORMATS)}")
-                if image.format not in ("JPEG", "MPO"):
-                    image.load()  # some decoders of other formats let truncated files pass
-                width, height = image.size
-                return Finding(
-                    "", len(data), digest, image.format, width, height, image.mode, _orientation(image)
-                )
+        with opened(data) as image:
+            if image.format not in FORMATS:
+                return Finding(f"is a {image.format} image; allowed: {', '.join(FORMATS)}"), False
+            fault = cannot_be_stored(image)
+            if fault:
+                return Finding(fault), False
+            size, turned, plain = stored_size(image), orientation(image), is_plain(image, data)
+            if plain and image.format == "PNG":
+                image.load()  # DALI's decoder lets truncated ones pass
+            return Finding("", "", len(data), digest, image.format, *size, image.mode, turned), plain
     except UnidentifiedImageError:
-        return Finding("is no image")
+        return Finding("is no image"), False
     except Image.DecompressionBombError as error:
-        return Finding(f"is too large: {error}")
+        return Finding(f"is too large: {error}"), False
     except Exception as error:  # Pillow's readers raise whatever a damaged file leads them to
-        return Finding(f"cannot be decoded: {error}")
-
-
-def _orientation(image: Image.Image) -> int:
-    try:
-        value = image.getexif().get(_ORIENTATION, 1)
-    except Exception:  # damaged EXIF data does no harm to the image
-        return 1
-    return value if value in range(1, 9) else 1
+        return Finding(f"cannot be decoded: {error}"), False

@@ -17,41 +17,12 @@ from nvidia.dali import fn, types
 from fasttrain.config import Data
 
 from . import colour, resize, windows
+from .decoding import Node, decode, python, random_windows
+from .decoding import shapes as _shapes
 from .operations import apply_policy, erase
-
-Node = Any
-"""A nvidia.dali DataNode."""
 
 _LINEAR = types.DALIInterpType.INTERP_LINEAR
 _DTYPES = {torch.float32: types.DALIDataType.FLOAT, torch.float16: types.DALIDataType.FLOAT16}
-
-
-def decode(encoded: Node, data: Data, mixed: bool = False, window: tuple[Node, Node] | None = None) -> Node:
-    """RGB images, uint8 [H, W, 3], in the stored orientation; only the window (corner, size) if given.
-
-    `mixed`: by the CPU and the GPU, onto the GPU.
-    """
-    options = decoder_options(data, mixed)
-    if window is None:
-        return fn.decoders.image(encoded, **options)
-    corner, size = window
-    return fn.decoders.image_slice(encoded, start=corner, shape=size, axis_names="HW", **options)
-
-
-def decoder_options(data: Data, mixed: bool) -> dict[str, Any]:
-    """What DALI's decoders are told, on the CPU or with the GPU."""
-    if not mixed:
-        return {"device": "cpu", "adjust_orientation": False}
-    width, height = data.largest_image
-    return {
-        "device": "mixed",
-        "adjust_orientation": False,
-        "hw_decoder_load": data.hardware_decoder_load,
-        "device_memory_padding": data.decoder_memory << 20,
-        "host_memory_padding": data.decoder_memory << 19,
-        "preallocate_width_hint": width,
-        "preallocate_height_hint": height,
-    }
 
 
 def train_graph(inputs: Mapping[str, Node], data: Data, dtype: torch.dtype, cuda: bool) -> list[Node]:
@@ -99,7 +70,7 @@ def train_graph(inputs: Mapping[str, Node], data: Data, dtype: torch.dtype, cuda
 def eval_graph(inputs: Mapping[str, Node], data: Data, dtype: torch.dtype, cuda: bool) -> list[Node]:
     """One evaluation batch from `encoded` images and `targets`: the centre crops (HWC) and the targets."""
     encoded = inputs["encoded"]
-    size, position = _python(partial(windows.centre, data.val_resize, data.val_crop), 2, _shapes(encoded))
+    size, position = python(partial(windows.centre, data.val_resize, data.val_crop), 2, _shapes(encoded))
     mixed = cuda and data.augmentation == "imagenet"
     images = decode(encoded, data, mixed)
     images = fn.resize(_to(images, cuda and not mixed), size=size, interp_type=_LINEAR, antialias=True)
@@ -114,8 +85,7 @@ def eval_graph(inputs: Mapping[str, Node], data: Data, dtype: torch.dtype, cuda:
 def imagenet_crop(inputs: Mapping[str, Node], data: Data, cuda: bool) -> Node:
     """Random resized crops, uint8 [crop, crop, 3], of `encoded` images by `crop`'s numbers."""
     encoded = inputs["encoded"]
-    corner, size = _python(windows.random_resized, 2, _shapes(encoded), inputs["crop"])
-    images = decode(encoded, data, cuda, (corner, size))
+    images = decode(encoded, data, cuda, random_windows(encoded, inputs["crop"]))
     return _resized(images, types.Constant(float(data.crop)), True, cuda)
 
 
@@ -128,7 +98,7 @@ def _resized(images: Node, side: Node, antialias: bool, cuda: bool) -> Node:
     """Squares of a side, float32 pixels."""
     if cuda or not antialias:
         return fn.resize(images, resize_x=side, resize_y=side, interp_type=_LINEAR, antialias=antialias)
-    (squares,) = _python(resize.to_squares, 1, images, side, output_layouts=["HWC"])
+    (squares,) = python(resize.to_squares, 1, images, side, output_layouts=["HWC"])
     return squares
 
 
@@ -140,7 +110,7 @@ def _small_crop(inputs: Mapping[str, Node], data: Data, cuda: bool) -> Node:
         interp_type=_LINEAR,
         antialias=True,
     )
-    (corner,) = _python(partial(windows.padded, data.padding, data.crop), 1, images.shape(), inputs["crop"])
+    (corner,) = python(partial(windows.padded, data.padding, data.crop), 1, images.shape(), inputs["crop"])
     shape = [data.crop, data.crop]
     images = fn.slice(images, start=corner, shape=shape, axis_names="HW", out_of_bounds_policy="pad")
     return _to(images, cuda)
@@ -149,18 +119,6 @@ def _small_crop(inputs: Mapping[str, Node], data: Data, cuda: bool) -> Node:
 def _normalize(images: Node, data: Data, dtype: torch.dtype, **arguments: Any) -> Node:
     std = [255 * value for value in data.std]
     return fn.crop_mirror_normalize(images, std=std, dtype=_DTYPES[dtype], output_layout="HWC", **arguments)
-
-
-def _shapes(encoded: Node) -> Node:
-    return fn.peek_image_shape(encoded, adjust_orientation=False)
-
-
-def _python(function: Any, outputs: int, *nodes: Node, **options: Any) -> list[Node]:
-    """A numpy function of a batch inside the graph: lists of arrays in, a tuple of lists of arrays out."""
-    result: Node = fn.python_function(
-        *nodes, function=function, num_outputs=outputs, batch_processing=True, **options
-    )
-    return [result] if outputs == 1 else list(result)
 
 
 def _to(node: Node, cuda: bool) -> Node:

@@ -143,7 +143,7 @@ class TrainLoader:
         sides = draw_sizes(self._sizes, self._sizes_per_step, seed=self._seed, epoch=epoch, step=step)
         for index, side in enumerate(sides):
             arrays[f"size{index}"] = np.full(len(taken), side, np.float32)
-        return Feed(taken, arrays)
+        return Feed(taken, arrays, arrays["crop"] if self._data.augmentation == "imagenet" else None)
 
 
 class EvalLoader:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NoReturn
 
 import numpy as np
 from PIL import Image
@@ -26,9 +26,9 @@ from fasttrain.errors import ConfigError, DataError
 from fasttrain.randomness import Stream, generator
 
 from .check import chunks
-from .examine import Place
+from .examine import Place, deadly
 from .manifest import NAME, Manifest, Record
-from .workers import Workers
+from .workers import Killed, Workers, uninterrupted
 
 INDEX_VERSION = "v1.2"
 """Of DALI's index files: a line with it and the number of samples, then a line per sample."""
@@ -80,8 +80,9 @@ def pack(
     temporary = None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-        with Workers(preload="fasttrain.pipelines.pack") as workers:
+        with uninterrupted():  # a folder whose name nobody knows would stay
+            temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+        with Workers(preload="fasttrain.pipelines.strict") as workers:
             packed = _write(manifest, temporary, shards, seed, reencoding, workers, advance)
             _compare(packed, workers, advance)
         packed.write(temporary / NAME)
@@ -106,7 +107,7 @@ def _write(
 ) -> Manifest:
     order = generator(seed, Stream.PACKING).permutation(len(manifest.records))
     tasks = (tuple(_source(manifest, index) for index in chunk) for chunk in chunks(order.tolist(), _CHUNK))
-    contents = (each for found in workers.map(partial(_load, reencoding), tasks) for each in found)
+    contents = (each for found in workers.map(partial(_load, reencoding), tasks, _refuse) for each in found)
     names = tuple(f"{number:05}.tar" for number in range(shards))
     packed: dict[int, Record] = {}
     position = 0
@@ -148,18 +149,15 @@ def _prepare(reencoding: Reencoding | None, record: Record, place: Place, name: 
         raise DataError(f"image {name} {error}") from None
     if hashlib.sha256(data).hexdigest() != record.sha256:
         raise DataError(f"image {name} has other bytes than its manifest says; check the data again")
-    # Pillow's RGB of deeper pixels is cut off where DALI scales it
+    # deeper pixels keep their levels
     deep = record.colour.startswith(("I", "F"))
     if reencoding is None or deep or min(record.width, record.height) <= reencoding.shorter:
         return record, data
-    scale = reencoding.shorter / min(record.width, record.height)
-    size = (round(scale * record.width), round(scale * record.height))
-    with Image.open(io.BytesIO(data)) as image:
-        smaller = image.convert("RGB").resize(size, Image.Resampling.BICUBIC)
+    smaller = _smaller(data, reencoding.shorter, name)
     buffer = io.BytesIO()
     smaller.save(buffer, "JPEG", quality=reencoding.quality)  # as stored: without the EXIF orientation
     data = buffer.getvalue()
-    width, height = size
+    width, height = smaller.size
     return replace(
         record,
         bytes=len(data),
@@ -170,6 +168,19 @@ def _prepare(reencoding: Reencoding | None, record: Record, place: Place, name: 
         colour="RGB",
         orientation=1,
     ), data
+
+
+def _smaller(data: bytes, shorter: int, name: str) -> Image.Image:
+    """What training sees of an image, with its shorter side made so long."""
+    from .strict import strict_decoder  # for worker processes
+
+    try:
+        image = Image.fromarray(strict_decoder().pixels(data))
+    except ValueError as error:
+        raise DataError(f"image {name} {error}") from None
+    scale = shorter / min(image.size)
+    size = (round(scale * image.width), round(scale * image.height))
+    return image.resize(size, Image.Resampling.BICUBIC)
 
 
 class _Tar:
@@ -223,11 +234,15 @@ def _compare(packed: Manifest, workers: Workers, advance: Callable[[int], object
     places = [(each.shard, each.offset) for each in packed.records]
     order = sorted(range(len(places)), key=places.__getitem__)
     tasks = (tuple(_source(packed, index) for index in chunk) for chunk in chunks(order, _CHUNK))
-    for count in workers.map(_read_back, tasks):
-        advance(count)
+    for done in workers.map(_read_back, tasks, _refuse):
+        advance(len(done))
 
 
-def _read_back(sources: Sequence[tuple[Record, Place, str]]) -> int:
+def _read_back(sources: Sequence[tuple[Record, Place, str]]) -> list[None]:
     for source in sources:
         _prepare(None, *source)
-    return len(sources)
+    return [None] * len(sources)
+
+
+def _refuse(source: tuple[Record, Place, str], death: Killed) -> NoReturn:
+    raise DataError(f"image {source[2]} {deadly(death)}")

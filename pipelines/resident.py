@@ -6,14 +6,13 @@ The draws are `pipelines.draws`', so that a step sees the images, crops and flip
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from fasttrain.config import Data
 from fasttrain.errors import ConfigError, DataError
@@ -22,6 +21,7 @@ from fasttrain.randomness import draw_sizes
 from . import draws
 from .batch import Batch
 from .folder import ImageFolder
+from .reference import stored_pixels
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,10 +60,10 @@ def decode(folder: ImageFolder, side: int) -> ResidentImages:
     for index in range(len(folder.files)):
         path = folder.path(index)
         try:
-            with Image.open(io.BytesIO(folder.read(index))) as image:
-                pixels[index] = np.asarray(_square(image.convert("RGB"), side))
-        except (OSError, UnidentifiedImageError) as error:
+            stored = stored_pixels(folder.read(index))
+        except (OSError, ValueError) as error:  # Pillow's of no image is an OSError
             raise DataError(f"image {path} cannot be decoded ({error}); replace or remove it") from None
+        pixels[index] = np.asarray(_square(Image.fromarray(stored), side))
     return ResidentImages(torch.from_numpy(pixels), torch.tensor(folder.labels, dtype=torch.int64))
 
 

@@ -36,6 +36,8 @@ class Feed:
 
     images: NDArray[np.int64]
     arrays: dict[str, NDArray[Any]]
+    crops: NDArray[Any] | None = None
+    """The array that gives the windows by which images are decoded; None: they are decoded whole."""
 
 
 class _Calls:
@@ -164,8 +166,10 @@ class Stream:
 
     def _blame(self, runs: range) -> None:
         """Raises ImageError if an image of these runs is to blame."""
-        images = dict.fromkeys(index for run in runs for index in self._feed(run).images.tolist())
-        found = find_undecodable(self._folder, list(images))
+        feeds = [self._feed(run) for run in runs]
+        images = np.concatenate([feed.images for feed in feeds])
+        crops = [feed.crops for feed in feeds if feed.crops is not None]
+        found = find_undecodable(self._folder, images.tolist(), np.concatenate(crops) if crops else None)
         if found is not None:
             path, reason = found
             raise ImageError(f"image {path} {reason}; replace or remove it") from None

@@ -17,8 +17,9 @@ from fasttrain.errors import DataError
 from fasttrain.pipelines.manifest import open_images, read_manifest
 from fasttrain.trainer import train
 
+from .pipelines.odd_images import odd_images
 from .test_cli import run
-from .test_trainer import configure, write_images
+from .test_trainer import configure, metrics, write_images
 
 pytestmark = pytest.mark.pipelines
 
@@ -134,6 +135,23 @@ def test_training_tells_what_is_left_out_or_not_validated(
     assert "40 training images of 3 classes, 15 validation images" in log
     assert "data.train: 2 bad images are left out by the manifest" in log
     assert f"data.val: files under {images / 'val'} are not validated (fasttrain data check" in log
+
+
+def test_a_run_on_a_checked_manifest_gives_equal_losses_twice(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number, image in enumerate(odd_images().values()):
+        (images / "train" / "class1" / f"odd{number}.tif").write_bytes(image.data)
+    output = str(tmp_path / "m.jsonl")
+    status, out, _ = run(capsys, "data", "check", str(images / "train"), "-o", output, "--leave-out-bad")
+    assert (status, "good at which the decoder writes a line" in out) == (0, True)
+    losses = []
+    for name in ("one", "two"):
+        settings = {"max_steps": 6, "batch": 16, "log_every": 1}
+        train(configure(images, tmp_path / name, data={"train": output, "val": ""}, run=settings))
+        losses.append([line["loss"] for line in metrics(tmp_path / name / "run", "train")])
+    assert len(losses[0]) == 6
+    assert losses[0] == losses[1]
 
 
 def test_training_from_tars_gives_the_files_weights(

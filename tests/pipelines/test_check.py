@@ -21,7 +21,7 @@ from fasttrain.config import Data
 from fasttrain.errors import ConfigError, DataError
 from fasttrain.pipelines.check import check, list_images
 from fasttrain.pipelines.folder import ImageFolder, scan
-from fasttrain.pipelines.workers import Workers
+from fasttrain.pipelines.workers import Killed, Workers
 from tests.pipelines.loaders import train_loader
 
 from .conftest import smooth_noise
@@ -289,6 +289,10 @@ def test_a_damaged_manifest_in_the_folder_is_made_anew(photos: ImageFolder, tmp_
     assert len(check(list_images(tmp_path / "copy")).manifest.records) == 47
 
 
+def unexpected(item: object, death: Killed) -> Any:
+    raise AssertionError(f"{item} {death}")
+
+
 def test_an_interruption_waits_for_a_process_to_start(monkeypatch: pytest.MonkeyPatch) -> None:
     started = []
     with Workers(preload="fasttrain.pipelines.examine", count=1) as workers:
@@ -301,6 +305,6 @@ def test_an_interruption_waits_for_a_process_to_start(monkeypatch: pytest.Monkey
 
         monkeypatch.setattr(workers._pool, "submit", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            list(workers.map(abs, [-1]))
-    assert started[0].result()[2] == 1
+            list(workers.map(tuple, [(-1,)], unexpected))
+    assert started[0].result()[2] == (-1,)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import re
 import shutil
 import tarfile
@@ -21,6 +22,8 @@ from fasttrain.pipelines.manifest import Manifest, open_images, read_manifest
 from fasttrain.pipelines.pack import Reencoding, pack
 
 from .conftest import smooth_noise
+from .odd_images import odd_images
+from .test_odd_images import decoded
 
 pytestmark = pytest.mark.pipelines
 
@@ -118,6 +121,48 @@ def test_deep_pixels_are_not_cut_off(tmp_path: Path) -> None:
     source = check(list_images(tmp_path / "in")).manifest
     packed = pack(source, tmp_path / "out", shards=1, seed=0, reencoding=Reencoding(64, 90))
     assert packed.records[0].sha256 == source.records[0].sha256
+
+
+def test_what_is_made_smaller_is_what_training_sees(tmp_path: Path) -> None:
+    (tmp_path / "in" / "a").mkdir(parents=True)
+    kinds = (
+        "jpeg_cmyk_without_adobe",
+        "jpeg_cmyk",
+        "png_rgba",
+        "turned_tiff_6",
+        "turned_tiff_8",
+        "turned_png",
+    )
+    odd = odd_images()
+    for kind in kinds:
+        (tmp_path / "in" / "a" / kind).with_suffix(".png").write_bytes(odd[f"{kind}.jpg"].data)
+    source = check(list_images(tmp_path / "in")).manifest
+    assert [fault.path for fault in source.left_out] == ["a/jpeg_cmyk_without_adobe.png"]
+    # as an earlier version lists it, which compared no pixels
+    path = tmp_path / "in" / "a" / "jpeg_cmyk_without_adobe.png"
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    black = dataclasses.replace(
+        source.records[0], path=f"a/{path.name}", bytes=path.stat().st_size, sha256=digest
+    )
+    source = dataclasses.replace(source, records=(black, *source.records), left_out=())
+    packed = pack(source, tmp_path / "out", shards=1, seed=0, reencoding=Reencoding(40, 95))
+    files, tars = source.images(), open_images(tmp_path / "out")
+    for index, (before, after) in enumerate(zip(source.records, packed.records, strict=True)):
+        assert ((before.width, before.height), (after.width, after.height)) == ((97, 61), (64, 40))
+        whole = Image.fromarray(decoded(files.read(index)))
+        expected = np.asarray(whole.resize((64, 40), Image.Resampling.BICUBIC), np.float64)
+        assert np.abs(decoded(tars.read(index)) - expected).mean() < 4
+
+
+def test_an_image_that_cannot_be_made_smaller_is_named(manifest: Manifest, tmp_path: Path) -> None:
+    (tmp_path / "class0").mkdir()
+    path = tmp_path / "class0" / "1.jpg"
+    path.write_bytes(b"no image")
+    digest = hashlib.sha256(b"no image").hexdigest()
+    record = dataclasses.replace(manifest.records[0], path="class0/1.jpg", bytes=8, sha256=digest)
+    bad = dataclasses.replace(manifest, root=str(tmp_path), records=(record,))
+    with pytest.raises(DataError, match=f"image {path} cannot be decoded: it is damaged or no image"):
+        pack(bad, tmp_path / "out", shards=1, seed=0, reencoding=Reencoding(32, 90))
 
 
 def test_bad_images_stay_left_out(photos: ImageFolder, tmp_path: Path) -> None:
