@@ -10,8 +10,8 @@ from collections.abc import Sequence
 import torch
 
 from fasttrain.errors import INTERRUPTED, ConfigError, OutOfMemoryError, RunError, instead
-from fasttrain.output import outlasting_readers
 from fasttrain.startup import begin
+from fasttrain.streams import outlasting_readers
 
 COMMANDS = {
     "step": "one training step: seconds, FLOPs and memory of CT, ST, ST++ and the published code",

@@ -7,7 +7,7 @@ from contextlib import nullcontext
 
 from .errors import INTERRUPTED
 from .guards import signals
-from .startup import open_streams
+from .streams import open_streams
 
 
 def main() -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -694,23 +694,25 @@ def to_dict(config: Config) -> dict[str, Any]:
     )
 
 
+_PATHS: dict[str, dict[str, tuple[str, ...]]] = {
+    "data": {"train": (), "val": (), "classes": ("natural",)},
+    "model": {"weights": ()},
+    "run": {"folder": (), "resume": ("auto", "never")},
+}
+"""Fields that hold a path, by section, and which words they hold instead."""
+
+
 def with_paths(config: Config, change: Callable[[str], str]) -> Config:
     """The configuration with each path, where there is one, changed."""
 
-    def changed(path: str) -> str:
-        return change(path) if path and "://" not in path else path
+    def changed(section: Any, paths: Mapping[str, tuple[str, ...]]) -> Any:
+        values = {name: getattr(section, name) for name in paths}
+        own = {name: value for name, value in values.items() if value and value not in paths[name]}
+        local = {name: change(value) for name, value in own.items() if "://" not in value}
+        return dataclasses.replace(section, **local)
 
-    data, model, run = config.data, config.model, config.run
-    return dataclasses.replace(
-        config,
-        data=dataclasses.replace(data, train=changed(data.train), val=changed(data.val)),
-        model=dataclasses.replace(model, weights=changed(model.weights)),
-        run=dataclasses.replace(
-            run,
-            folder=changed(run.folder),
-            resume=run.resume if run.resume in ("auto", "never") else changed(run.resume),
-        ),
-    )
+    sections = {name: changed(getattr(config, name), paths) for name, paths in _PATHS.items()}
+    return dataclasses.replace(config, **sections)
 
 
 def absolute(config: Config) -> Config:

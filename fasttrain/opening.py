@@ -16,7 +16,7 @@ from .evaluation import NodeStatistics, estimate_statistics, evaluate
 from .hardware import Precision, choose_precision, configure_backends
 from .models import StagedNetwork, batch_norms
 from .pipelines.examine import refuse_deadly
-from .pipelines.folder import ImageFolder, thinned
+from .pipelines.folder import ImageFolder, reordered, thinned
 from .pipelines.loader import EvalLoader
 from .pipelines.manifest import check_presence, open_images
 from .subnets import Subnet
@@ -131,11 +131,13 @@ def _find_images(
     loading.provide_digits(config, process)
     if not calibrates:
         return None, images_of(trained, config.data.val, looks=process.is_main)
-    train = images_of(trained, config.data.train, looks=process.is_main)
+    train = open_images(config.data.train)
     val = open_images(config.data.val, train.classes)
+    train = trained.fitted(train)
     if process.is_main:
+        check_presence(train)
         check_presence(val)
-    return train, val
+    return train, reordered(val, train.classes)
 
 
 def images_of(trained: Trained, path: str, *, looks: bool = True) -> ImageFolder:

@@ -1,4 +1,4 @@
-"""What each command does first: streams that can be written to, paths written out, and what would mislead it.
+"""What each command does first: paths written out, and what would mislead it.
 
 Imports nothing that takes time or opens files.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import atexit
 import gc
-import io
 import os
 import re
 import sys
@@ -23,7 +22,6 @@ def begin(arguments: Sequence[str]) -> list[str]:
     Raises:
         ConfigError: Python runs without docstrings, which recipes and DALI read.
     """
-    open_streams()
     _forget_size()
     if sys.flags.optimize > 1:
         raise ConfigError(
@@ -31,28 +29,6 @@ def begin(arguments: Sequence[str]) -> list[str]:
             "docstrings that recipes and DALI read; allowed: 0 or 1"
         )
     return [expanded(word) for word in arguments]
-
-
-def open_streams() -> None:
-    """Open the null device where a standard stream is closed, and let what cannot be encoded be escaped.
-
-    The next file to be opened would else get the closed stream's number, and what libraries write to standard
-    error would go into it.
-    """
-    for number, name in enumerate(("stdin", "stdout", "stderr")):
-        if _is_closed(number):
-            opened = os.open(os.devnull, os.O_RDWR)
-            if opened != number:
-                os.dup2(opened, number)
-                os.close(opened)
-            os.set_inheritable(number, True)
-        if getattr(sys, name) is None:
-            stream = open(number, "w" if number else "r", closefd=False)  # noqa: SIM115  (as long as the process)
-            setattr(sys, name, stream)
-            setattr(sys, f"__{name}__", stream)
-    for output in (sys.stdout, sys.stderr):
-        if isinstance(output, io.TextIOWrapper) and output.errors in ("strict", "surrogateescape"):
-            output.reconfigure(errors="backslashreplace")
 
 
 @contextmanager
@@ -72,14 +48,6 @@ def importing() -> Iterator[None]:
         gc.freeze()
         atexit.register(gc.unfreeze)
         gc.enable()
-
-
-def _is_closed(number: int) -> bool:
-    try:
-        os.fstat(number)
-    except OSError:
-        return True
-    return False
 
 
 def _forget_size() -> None:

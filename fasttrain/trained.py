@@ -199,7 +199,8 @@ def _from_weights(path: Path, key: str, state: Any, recipe_name: str) -> Trained
         outputs = len(head) if head.ndim else 1
         if not 1 <= outputs <= MOST_OUTPUTS:  # a few bytes can stand for any number
             raise ValueError(f"its classifier has {outputs} outputs; allowed: 1 to {MOST_OUTPUTS}")
-        facts.setdefault("classes", classes_of(state, outputs))
+        names = classes_of(state)
+        facts.setdefault("classes", names if len(names) == outputs else ())
         return Trained(
             path=_with_key(path, key), weights=taken.weights, outputs=outputs, note=taken.note, **facts
         )
@@ -212,17 +213,16 @@ def _skeleton(config: Config) -> StagedNetwork:
 
 
 def named_outputs(path: Path) -> tuple[str, ...]:
-    """The classes that a file of weights names its outputs by; none where it does not.
+    """The classes that a file of weights (`PATH#KEY` too) names its outputs by; none where it does not.
 
     Raises:
         CheckpointError: missing or damaged.
     """
+    path, _ = split_key(path)
     state = checkpoint.parse(path)
     with checkpoint.restoring(path):
         told = _read_metadata(path)
-        if told:
-            return _facts(told)["classes"]
-        return tuple(state["classes"]) if checkpoint.is_training(state) else ()
+        return _facts(told)["classes"] if told else classes_of(state)
 
 
 def metadata(trained: Trained) -> dict[str, str]:

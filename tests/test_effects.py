@@ -92,9 +92,9 @@ OTHERS: dict[str, tuple[Any, dict[str, Any], dict[str, Any]]] = {
 }
 
 ALWAYS = {
-    "data": """train val builtin num_classes augmentation crop flip policy jitter lighting erase shuffle
-        repeats mixup cutmix val_resize val_crop mean std drop_last threads prefetch hardware_decoder_load
-        decoder_memory largest_image""",
+    "data": """train val classes builtin num_classes augmentation crop flip policy jitter lighting erase
+        shuffle repeats mixup cutmix val_resize val_crop mean std drop_last threads prefetch
+        hardware_decoder_load decoder_memory largest_image""",
     "model": "name weights new_head drop_path batch_norm conv1x1",
     "method": "name main_resizes target_threshold",  # which Method itself refuses elsewhere
     "optim": """name lr weight_decay layer_decay schedule schedule_unit warmup_epochs min_lr clip ema impl""",

@@ -186,7 +186,7 @@ def test_auto_takes_what_there_is() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"name": "adam"}, r"optim\.name is 'adam'; allowed: sgd, adamw, lamb"),
+        ({"name": "adam"}, r"optim\.name is 'adam'; did you mean adamw\? allowed: sgd, adamw, lamb"),
         ({"name": "lamb", "impl": "fused"}, r"optim\.impl is 'fused'; allowed: auto, foreach with lamb"),
         ({"name": "adamw", "impl": "apex"}, "'apex'; allowed: auto, fused, foreach with adamw"),
         ({"betas": (0.9, 1.0)}, r"optim\.betas is 1\.0; allowed: 0 to 0\.999999"),

@@ -48,7 +48,7 @@ def test_closed_streams_are_opened_on_the_null_device(tmp_path: Path, closed: st
     """What is opened next has a number of its own, children have the streams too, and printing works."""
     script = (
         "import os, subprocess, sys\n"
-        "from fasttrain.startup import open_streams\n"
+        "from fasttrain.streams import open_streams\n"
         "open_streams()\n"
         "file = os.open('found', os.O_CREAT | os.O_WRONLY)\n"
         "print('out'); print('err', file=sys.stderr); sys.stdout.flush(); sys.stdin.read(0)\n"
@@ -64,8 +64,8 @@ def test_what_a_library_writes_to_a_closed_stderr_is_no_signal(tmp_path: Path) -
     """Ten is a newline and SIGUSR1."""
     script = (
         "import os\n"
-        "from fasttrain.startup import begin\n"
-        "begin([])\n"
+        "from fasttrain.streams import open_streams\n"
+        "open_streams()\n"
         "from fasttrain.guards import signals\n"
         "with signals.caught() as caught:\n"
         "    caught.defer()\n"

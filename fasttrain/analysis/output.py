@@ -7,14 +7,16 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from rich.console import Console
 from rich.table import Table
 
 from ..errors import ConfigError
-from ..subnets import Depths
 from ..telemetry.files import is_no_file, replace_bytes, write_json
+
+if TYPE_CHECKING:
+    from ..subnets import Depths
 
 
 @dataclass(frozen=True, slots=True)

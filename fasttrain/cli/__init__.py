@@ -11,8 +11,8 @@ from .. import __version__
 from ..errors import INTERRUPTED, ConfigError, RunError, brief, instead
 from ..launch.place import is_first
 from ..launch.status import tell_exit
-from ..output import outlasting_readers
 from ..startup import begin
+from ..streams import outlasting_readers
 from .about import doctor, recipes, show
 from .compare import compare
 from .data import data

@@ -230,15 +230,15 @@ def _parts(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, 
     return (joined if len(joined) == sum(map(len, parts.values())) else {}), parts
 
 
-def classes_of(content: Any, outputs: int) -> tuple[str, ...]:
+def classes_of(content: Any) -> tuple[str, ...]:
     """The names of a classifier's outputs, where a file tells them: a list `classes`, or `class_to_idx` as
-    torchvision's folders have it; none where it does not, or tells of another number.
+    torchvision's folders have it; none where it does not.
     """
     told = content if isinstance(content, Mapping) else {}
     numbers, classes = told.get("class_to_idx"), told.get("classes")
     if isinstance(numbers, Mapping):
         name_of = {number: name for name, number in numbers.items() if isinstance(number, int)}
-        classes = [name_of.get(number) for number in range(outputs)]
-    if not isinstance(classes, list | tuple) or len(classes) != outputs:
+        classes = [name_of.get(number) for number in range(len(numbers))]
+    if not isinstance(classes, list | tuple) or not all(isinstance(each, str) for each in classes):
         return ()
-    return tuple(classes) if all(isinstance(each, str) for each in classes) else ()
+    return tuple(classes)

@@ -27,7 +27,7 @@ from typing import Any
 
 from .. import __version__
 from ..errors import ConfigError, DistributedError, RunError
-from ..startup import open_streams
+from ..streams import open_streams
 from .address import is_here, resolved
 
 LONGEST = 4096

@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..startup import open_streams
+from ..streams import open_streams
 from .orphans import end_with_launcher
 
 SHUTDOWN = 120

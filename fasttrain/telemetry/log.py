@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from contextlib import suppress
 
@@ -10,6 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from ..errors import encodable
+from ..streams import discard
 from .files import append_line, now
 from .folder import RunFolder
 
@@ -41,7 +41,7 @@ class Log:
         except OSError as error:  # a full disk, as that of a batch job's output, ends no run
             self.console.quiet = True
             with suppress(OSError):
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                discard(sys.stdout)
             self._keep(f"warning: the output ends before the next line: {error}")
         self._keep(text)
 

@@ -322,7 +322,7 @@ def test_the_class_that_is_refused_is_named_and_the_way_out(
     [
         ({"class_to_idx": {"b": 0, "a": 2, "c": 1}}, ("b", "c", "a")),
         ({"classes": ["x", "y", "z"]}, ("x", "y", "z")),
-        ({"classes": ["x", "y"]}, ()),
+        ({"classes": ["x", "y"]}, ("x", "y")),
         ({"class_to_idx": {"b": 0, "a": 7, "c": 1}}, ()),
         ({"class_to_idx": 3, "classes": [1, 2, 3]}, ()),
         ({}, ()),
@@ -331,6 +331,7 @@ def test_the_class_that_is_refused_is_named_and_the_way_out(
 def test_class_names_in_a_file_are_read(
     folder: Path, tmp_path: Path, raw: State, content: Any, classes: tuple[str, ...]
 ) -> None:
-    assert classes_of(content, 3) == classes
+    assert classes_of(content) == classes
     path = kept("w", {"state_dict": copy.copy(raw)} | content, tmp_path)
-    assert open_trained(path, recipe_name=str(folder / "config.json")).classes == classes
+    known = classes if len(classes) == 3 else ()  # as many as outputs
+    assert open_trained(path, recipe_name=str(folder / "config.json")).classes == known
