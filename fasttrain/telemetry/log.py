@@ -19,8 +19,8 @@ class _Output(Console):
 
     def on_broken_pipe(self) -> None:
         """Print no more; log.txt keeps the lines."""
-        with suppress(SystemExit):
-            super().on_broken_pipe()
+        self.quiet = True
+        discard(sys.stdout)
 
 
 class Log:
