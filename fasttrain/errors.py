@@ -25,12 +25,12 @@ def encodable(text: str) -> str:
     return text.encode(errors="backslashreplace").decode()
 
 
-_LONG = re.compile(rf"""'[^'\n]{{{LONGEST},}}'|"[^"\n]{{{LONGEST},}}"|\S{{{LONGEST},}}""")
+_LONG = re.compile(rf"""(?<!\w)'[^'\n]{{{LONGEST},}}'|(?<!\w)"[^"\n]{{{LONGEST},}}"|\S{{{LONGEST},}}""")
 
 
 def instead(name: str, names: Iterable[str], rest: str = "", forms: str = "") -> str:
-    """What a message says is to be given instead of a wrong name: those that are near it, and all if
-    these are few or none is near.
+    """What a message says is to be given instead of a wrong name: those that are near it, and all if these
+    are few, none is near, or a few words say them.
 
     Args:
         name: what was given.
@@ -47,7 +47,7 @@ def instead(name: str, names: Iterable[str], rest: str = "", forms: str = "") ->
     if not near:
         return all_of_them
     asked = f"did you mean {' or '.join(near)}?"
-    return asked if len(all_of_them) > LONGEST else f"{asked} {all_of_them}"
+    return f"{asked} {all_of_them}" if forms or len(all_of_them) <= LONGEST else asked
 
 
 class RunError(Exception):

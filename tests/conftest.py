@@ -50,7 +50,7 @@ def _seeded() -> None:
 
 
 @pytest.fixture(autouse=True)
-def _ends_no_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _ends_no_process(_nothing_is_left: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """What would end the test's process at once (a watchdog, a second signal) fails the test instead."""
     own, end, statuses = os.getpid(), os._exit, []
 

@@ -111,6 +111,8 @@ def test_long_values_are_cut_in_the_middle() -> None:
     assert cut("x" * LONGEST) == "x" * LONGEST
     many = ", ".join(f"name{index}" for index in range(500))
     assert brief(many) == many
+    between = f"unknown 'x'; allowed: {'words ' * 50}or a run's file"  # an apostrophe opens no value
+    assert brief(between) == between
     assert str(error_of(3, "x" * 999)) == cut("x" * 999)
 
 

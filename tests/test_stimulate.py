@@ -223,7 +223,7 @@ class NoReluInItsStem(nn.Sequential):
         (NoReluInItsStem, {"outputs": "features"}, "NoReluInItsStem; allowed"),
         (lambda: nn.DataParallel(torchvision.models.resnet18()), {}, "DataParallel; allowed"),
         (lambda: tiny_resnet((2, 2)), {"outputs": "maps"}, "outputs is 'maps'; allowed: logits, features"),
-        (lambda: tiny_resnet((2, 2)), {"subnet": 2}, "no option 'subnet'; allowed: subnets, sampling, space"),
+        (lambda: tiny_resnet((2, 2)), {"subnet": 2}, "no option 'subnet'; did you mean subnets\\?"),
         (lambda: tiny_resnet((2, 2)), {"main_resizes": (16, 32)}, "no option 'main_resizes'; allowed"),
         (lambda: tiny_resnet((2, 2)), {"sizes": 16}, "sizes is 16; allowed: a list of sides, pixels"),
         (lambda: tiny_resnet((2, 2)), {"seed": None}, "seed is None; allowed: 0 to 2147483647"),

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import ConfigError, instead
+from . import mobilenetv3
 from .auxiliary import Auxiliary
 from .backbone import staged_view
 from .cifar_resnet import CIFAR_BOTTLENECKS, CIFAR_RESNETS, CifarResNet, create_cifar_bottleneck
@@ -111,8 +112,8 @@ def _create(name: str, num_classes: int) -> StagedNetwork:
             }
             source = timm.create_model(name, pretrained=False, num_classes=num_classes, **options)
             return family.network(source)
-    names = [*CIFAR_RESNETS, *CIFAR_BOTTLENECKS, *CIFAR_MOBILENETS]
-    for module in (*_FAMILIES, "mobilenetv3"):
+    names = [*CIFAR_RESNETS, *CIFAR_BOTTLENECKS, *CIFAR_MOBILENETS, *mobilenetv3.timm_names()]
+    for module in _FAMILIES:
         names += timm.list_models(module=module)
     raise ConfigError(f"model.name is {name!r}; {instead(name, names, forms=MODEL_FORMS)}")
 

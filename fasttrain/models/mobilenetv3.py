@@ -87,9 +87,14 @@ class MobileNetV3(StagedNetwork):
 
 def is_mobilenetv3(name: str) -> bool:
     """Whether this is a timm MobileNetV3's name, or that of a variant for 32x32 images."""
+    return name in CIFAR_MOBILENETS or name in timm_names()
+
+
+def timm_names() -> list[str]:
+    """Of timm's MobileNetV3; its module has other networks too."""
     import timm
 
-    return name in CIFAR_MOBILENETS or name in timm.list_models("mobilenetv3_*", module="mobilenetv3")
+    return timm.list_models("mobilenetv3_*", module="mobilenetv3")
 
 
 def create_mobilenetv3(name: str, num_classes: int) -> MobileNetV3:

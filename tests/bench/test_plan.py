@@ -236,7 +236,7 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--gpu", "b200"], r"--gpu is 'b200'; allowed: a100, h100, h200"),
+        (["--gpu", "b200"], r"--gpu is 'b200'; did you mean h200\? allowed: a100, h100, h200"),
         (["--recipe", "nix"], r"unknown recipe 'nix'; allowed: .*rn50-stpp-a1"),
         (["--gpus", "0"], r"--gpus is 0; allowed: at least 1"),
         (["--gpus", "7"], r"run.batch is 512; allowed: a multiple of the 7 processes"),

@@ -372,7 +372,10 @@ def test_policies_change_pixels_alike_in_any_world(
 
 
 def test_wrong_policies_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"data\.policy is 'autoagument'; allowed: none, autoaugment"):
+    with pytest.raises(
+        ConfigError,
+        match=r"data\.policy is 'autoagument'; did you mean autoaugment\? allowed: none, autoaugment",
+    ):
         Data(policy="autoagument")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=r"data\.policy_magnitude is 30; allowed: 0 to 10"):
         Data(policy_magnitude=30)
