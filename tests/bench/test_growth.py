@@ -37,7 +37,13 @@ def counted() -> dict[str, tuple[float, float]]:
     }
 
 
-@pytest.mark.parametrize("mode", ["ct", "naive", "stpp-r1", "stpp-coupled", "stpp-split", "st", "st-split"])
+@pytest.mark.parametrize(
+    "mode",
+    [
+        *("ct", "stpp-r1", "stpp-coupled", "stpp-split", "st", "st-split"),
+        pytest.param("naive", marks=pytest.mark.heavy),  # 24 draws of separate passes
+    ],
+)
 def test_costs_are_those_that_a_whole_step_counts(counted: dict[str, tuple[float, float]], mode: str) -> None:
     cost = step_cost("resnet50", MODES[mode](SETUP), 200, draws=24)
     assert (cost.flops, cost.calls) == pytest.approx(counted[mode])
