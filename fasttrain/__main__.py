@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from contextlib import nullcontext
+
+if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # a Ctrl-C in these imports ends it without a traceback
 
 from .errors import INTERRUPTED
 from .guards import signals
@@ -15,6 +19,8 @@ def main() -> None:
     command ends by them, as programs do.
     """
     open_streams()  # before anything is opened
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     training = sys.argv[1:2] in (["train"], ["nips22"])
     try:
         with signals.caught() if training else nullcontext():

@@ -16,6 +16,7 @@ from .pipelines.check import Check, Listing, check, list_images
 from .pipelines.folder import is_remote
 from .pipelines.manifest import Manifest
 from .pipelines.pack import Reencoding, pack
+from .telemetry.files import check_output
 
 
 def check_data(
@@ -40,8 +41,8 @@ def check_data(
         raise ConfigError(
             "--leave-out-bad without -o; allowed: with -o FILE, the manifest that leaves them out"
         )
-    if output is not None and (not output.parent.is_dir() or (output.exists() and not output.is_file())):
-        raise ConfigError(f"-o is {output}; allowed: a file in a folder that exists")
+    if output is not None:
+        check_output("-o", output)
     if root and output is None:
         raise ConfigError(f"--root is {root} without -o; allowed: with -o FILE, the manifest that names it")
     listing = list_images(source, classes)

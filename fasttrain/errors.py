@@ -21,10 +21,14 @@ def brief(message: str) -> str:
 
 
 def encodable(text: str) -> str:
-    """A text in which what is no UTF-8 in a file's name is escaped, so that it can be printed and written."""
-    return text.encode(errors="backslashreplace").decode()
+    """A text that can be printed and written: what is no UTF-8 in a file's name is escaped, and what would
+    command a terminal.
+    """
+    plain = text.encode(errors="backslashreplace").decode()
+    return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", plain)
 
 
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")  # but tab and newline
 _LONG = re.compile(rf"""(?<!\w)'[^'\n]{{{LONGEST},}}'|(?<!\w)"[^"\n]{{{LONGEST},}}"|\S{{{LONGEST},}}""")
 
 

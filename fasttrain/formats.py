@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import os
-import tempfile
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from .checkpoint import write_whole
 from .compat.weights import check_form, to_form
 from .errors import ConfigError
 from .models import StagedNetwork
-from .telemetry.files import is_no_file, is_runs_own
+from .telemetry import files
 
 ONNX_OPSET = 18
 """Version of the operators in ONNX files."""
@@ -172,14 +171,6 @@ def check_output(path: Path, suffixes: Sequence[str], *, force: bool) -> None:
     """
     if path.suffix not in suffixes:
         raise ConfigError(f"-o is {path}; allowed for this format: a file ending in {', '.join(suffixes)}")
-    if is_no_file(path) or not os.path.isdir(path.parent):  # unlike Path.is_dir, never raises
-        raise ConfigError(f"-o is {path}; allowed: a file in a folder that exists")
-    if os.path.lexists(path) and is_runs_own(path):
-        raise ConfigError(f"-o is {path}, a run's own file; allowed: another file")
+    files.check_output("-o", path)
     if os.path.lexists(path) and not force:
         raise ConfigError(f"-o is {path}, which exists; allowed: another file, or --force")
-    try:
-        with tempfile.TemporaryFile(dir=path.parent):
-            pass
-    except OSError as error:
-        raise ConfigError(f"-o: cannot write to {path.parent}: {error.strerror}") from None

@@ -95,11 +95,14 @@ def open_folders(config: Config) -> Folders:
 def _ordered(config: Config, images: ImageFolder) -> tuple[ImageFolder, str]:
     """Training images with labels in the order of the outputs, and a line where that order is a guess."""
     order, weights = config.data.classes, config.model.weights
+    starts = bool(weights) and not config.model.new_head
+    names = named_outputs(Path(weights)) if starts else ()
     if order:
-        return reordered(images, arranged(images.classes, order, "data.classes")), ""
-    if not weights or config.model.new_head:
+        asked = arranged(images.classes, order, "data.classes")
+        told = f"data.classes gives another order than {weights} names: {', '.join(names)}"
+        return reordered(images, asked), told if names and names != asked else ""
+    if not starts:
         return images, ""
-    names = named_outputs(Path(weights))
     if not names:
         return images, assumption(images.classes, images.root, "--data.classes")
     differing = difference(images.classes, names)

@@ -51,18 +51,23 @@ class _Patient:
 
     def write(self, text: str) -> int:
         """As of the stream."""
-        try:
-            return self._stream.write(text)
-        except BrokenPipeError:
-            discard(self._stream)
-            return len(text)
+        with self._care():
+            self._stream.write(text)
+        return len(text)
 
     def flush(self) -> None:
         """As of the stream."""
-        try:
+        with self._care():
             self._stream.flush()
+
+    @contextmanager
+    def _care(self) -> Iterator[None]:
+        try:
+            yield
         except BrokenPipeError:
             discard(self._stream)
+        except OSError as error:  # a full disk: whose, else nobody would know
+            raise OSError(error.errno, error.strerror, self._stream.name) from None
 
 
 def discard(stream: TextIO) -> None:

@@ -152,6 +152,11 @@ def _ordered(trained: Trained, order: str) -> Trained:
     if not order:
         return trained
     names = arranged(trained.classes, order, "--classes")
+    if trained.classes and names != trained.classes:
+        told = (
+            f"--classes {order} gives another order than {trained.path} names: {', '.join(trained.classes)}"
+        )
+        trained = replace(trained, note="; ".join(filter(None, (trained.note, told))))
     count = len(trained.classes) or trained.outputs
     if len(names) != count and order != NATURAL:
         raise ConfigError(
@@ -181,7 +186,7 @@ def _from_checkpoint(path: Path, key: str) -> Trained:
 
 
 def _with_key(path: Path, key: str) -> Path:
-    return path.with_name(f"{path.name}#{key}") if key else path
+    return Path(f"{path}#{key}") if key else path
 
 
 def _from_weights(path: Path, key: str, state: Any, recipe_name: str) -> Trained:
@@ -200,9 +205,16 @@ def _from_weights(path: Path, key: str, state: Any, recipe_name: str) -> Trained
         if not 1 <= outputs <= MOST_OUTPUTS:  # a few bytes can stand for any number
             raise ValueError(f"its classifier has {outputs} outputs; allowed: 1 to {MOST_OUTPUTS}")
         names = classes_of(state)
-        facts.setdefault("classes", names if len(names) == outputs else ())
+        usable = len(names) == outputs == len(set(names))
+        facts.setdefault("classes", names if usable else ())
+        unused = f"the {len(names)} names of classes in {path} are not those of {outputs} different outputs"
+        notes = [taken.note, unused if names and not usable else ""]
         return Trained(
-            path=_with_key(path, key), weights=taken.weights, outputs=outputs, note=taken.note, **facts
+            path=_with_key(path, key),
+            weights=taken.weights,
+            outputs=outputs,
+            note="; ".join(filter(None, notes)),
+            **facts,
         )
 
 
@@ -274,12 +286,15 @@ def _facts(told: dict[str, str]) -> dict[str, Any]:
     """
     numbers = {"step": int, "epoch": int, "top1": float}
     classes = json.loads(told["classes"])
-    if not isinstance(classes, list) or not all(isinstance(each, str) for each in classes):
-        raise ValueError(f"its classes are {told['classes'][:100]}; allowed: a list of names")
+    names = isinstance(classes, list) and all(isinstance(each, str) for each in classes)
+    if not names or len(set(classes)) < len(classes):
+        raise ValueError(f"its classes are {told['classes'][:100]}; allowed: a list of different names")
     if told["statistics"] not in ("main", "reestimated"):
         raise ValueError(f"its statistics are {told['statistics'][:100]!r}; allowed: main, reestimated")
-    if not math.isfinite(float(told.get("top1", 0))):
-        raise ValueError(f"its top1 is {told['top1']}; allowed: percent")
+    for name in numbers:
+        if not 0 <= float(told.get(name, 0)) <= (100 if name == "top1" else math.inf):
+            allowed = "percent" if name == "top1" else "0 or more"
+            raise ValueError(f"its {name} is {told[name][:100]}; allowed: {allowed}")
     return {
         "config": from_dict(json.loads(told["config"])),
         "depths": tuple(int(depth) for depth in told["depths"].split(",")),

@@ -57,6 +57,10 @@ def read_names(path: Path, option: str) -> tuple[str, ...]:
             f"{option} {path} cannot be read: {(error.strerror or str(error)).lower()}; allowed: a file with "
             f"the class folders' names, one per line, or {NATURAL}"
         ) from None
+    if any("\0" in line for line in lines):
+        raise ConfigError(
+            f"{option} {path} holds a zero byte; allowed: UTF-8 text, the class folders' names, one per line"
+        )
     names = tuple(line.strip() for line in lines if line.strip())
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice or not names:
@@ -116,7 +120,8 @@ def look(name: str) -> str:
     """What names that look alike have in common: neither how letters are composed, nor which spaces or
     invisible characters there are.
     """
-    visible = (each for each in unicodedata.normalize("NFKC", name) if unicodedata.category(each) != "Cf")
+    letters = unicodedata.normalize("NFKC", name)
+    visible = (each for each in letters if unicodedata.category(each) not in ("Cc", "Cf"))
     return " ".join("".join(visible).split())
 
 

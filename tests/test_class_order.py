@@ -22,7 +22,7 @@ from fasttrain.hardware import choose_precision
 from fasttrain.launch.preflight import check_run
 from fasttrain.models import create_model
 from fasttrain.recipes import recipe
-from fasttrain.trained import metadata, open_trained
+from fasttrain.trained import _ordered, metadata, open_trained
 
 from .test_cli import run
 
@@ -210,3 +210,11 @@ def test_a_list_of_as_many_names_as_outputs_is_wanted(
     assert (status, "1 missing (x), 1 extra (" in err) == (4, True)
     status, _, err = run(capsys, *foreign.evaluation("--classes", tmp_path / "none"))
     assert (status, "cannot be read: no such file" in err) == (2, True)
+
+
+def test_an_order_against_the_names_in_the_weights_is_said(foreign: Foreign, tmp_path: Path) -> None:
+    trained = replace(open_trained(foreign.weights, recipe_name=str(foreign.recipe)), classes=("c", "a", "b"))
+    assert _ordered(trained, "").note == trained.note
+    said = _ordered(trained, "natural")
+    assert said.classes == ("a", "b", "c")
+    assert said.note.endswith(f"natural gives another order than {foreign.weights} names: c, a, b")

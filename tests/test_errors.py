@@ -111,6 +111,7 @@ def test_long_values_are_cut_in_the_middle() -> None:
     assert cut("x" * LONGEST) == "x" * LONGEST
     many = ", ".join(f"name{index}" for index in range(500))
     assert brief(many) == many
+    assert str(ConfigError("a\x1b[31mb\x00c\n")) == "a\\x1b[31mb\\x00c\n"  # no command to a terminal
     between = f"unknown 'x'; allowed: {'words ' * 50}or a run's file"  # an apostrophe opens no value
     assert brief(between) == between
     assert str(error_of(3, "x" * 999)) == cut("x" * 999)

@@ -224,7 +224,11 @@ def test_onnx_by_the_command_line(capsys: pytest.CaptureFixture[str], run: Path,
             "-o is TMP/x.pt; allowed for this format: a file ending in .onnx",
         ),
         ("RUN --format timm -o TMP/none/x.pt", 2, "-o is TMP/none/x.pt; allowed: a file in a folder that"),
-        ("RUN --format safetensors -o /proc/x.safetensors", 2, "-o: cannot write to /proc"),
+        (
+            "RUN --format safetensors -o /proc/x.safetensors",
+            2,
+            "-o is /proc/x.safetensors: cannot write to /",
+        ),
         ("RUN --format safetensors -o TMP/here.safetensors", 2, "which exists; allowed: another file, or"),
         ("RUN --format timm -o TMP/x.pt", 2, "--format is timm for cifar_resnet20"),
         (
@@ -257,9 +261,10 @@ def test_onnx_by_the_command_line(capsys: pytest.CaptureFixture[str], run: Path,
             (f"TMP/{name}.safetensors --format onnx -o TMP/x.onnx", 4, told)
             for name, told in (
                 ("config", "does not fit this run: it lacks 'config'"),
-                ("classes", "its classes are {}; allowed: a list of names"),
+                ("classes", "its classes are {}; allowed: a list of different names"),
                 ("statistics", "its statistics are 'x'; allowed: main, reestimated"),
                 ("top1", "its top1 is nan; allowed: percent"),
+                ("step", "its step is -1; allowed: 0 or more"),
             )
         ),
         ("RUN --format onnx -o TMP/x.onnx --side 9999", 2, "--side is 9999; allowed: 0 to 4096"),
@@ -345,7 +350,13 @@ def write_odd_weights(folder: Path, run: Path) -> None:
     torch.save({"network": 5, "ema": 5}, folder / "average.pt")
     (folder / "old_pickle.pt").write_bytes(pickle.dumps(Evil(folder / "canary"), protocol=4))
     good = metadata(open_trained(run))
-    for name, value in {"config": None, "classes": "{}", "statistics": "x", "top1": "nan"}.items():
+    for name, value in {
+        "config": None,
+        "classes": "{}",
+        "statistics": "x",
+        "top1": "nan",
+        "step": "-1",
+    }.items():
         about = {key: each for key, each in good.items() if key != name}
         about |= {} if value is None else {name: value}
         save_file(weights, folder / f"{name}.safetensors", about)

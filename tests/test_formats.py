@@ -136,7 +136,7 @@ def test_outputs_are_checked_first(tmp_path: Path) -> None:
         (tmp_path / "x.pt", "which exists; allowed: another file, or --force"),
         (tmp_path / "x.onnx", r"allowed for this format: a file ending in \.pt"),
         (tmp_path / "none" / "x.pt", "allowed: a file in a folder that exists"),
-        (Path("/proc/x.pt"), "-o: cannot write to /proc"),
+        (Path("/proc/x.pt"), "-o is /proc/x.pt: cannot write to /proc"),
     ):
         with pytest.raises(ConfigError, match=words):
             check_output(path, (".pt",), force=False)

@@ -121,3 +121,11 @@ def test_no_traceback_comes_at_the_very_end(folder: Path, tmp_path: Path) -> Non
     os.close(writer)
     assert (done.returncode, done.stderr) == (0, b"")
     assert (tmp_path / "m.jsonl").exists()
+
+
+def test_a_full_disk_behind_the_output_is_told_as_such() -> None:
+    command = [sys.executable, "-m", "fasttrain", "recipes"]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=120)
+    assert done.returncode == 1
+    assert done.stderr.strip() == "fasttrain: [Errno 28] No space left on device: '<stdout>'"

@@ -261,15 +261,22 @@ def check_tensors(wanted: Mapping[str, Tensor], state: Mapping[str, Any], path: 
             raise CheckpointError(
                 f"{path} does not fit: {name} has shape {shape}, the network's is {tuple(tensor.shape)}"
             )
-        if given.is_complex() or not (tensor.is_floating_point() or _holds(given, tensor.dtype)):
-            raise CheckpointError(
-                f"{path} does not fit: {name} has values of {given.dtype} that {tensor.dtype} does not hold"
-            )
+        fault = _fault(given, tensor.dtype)
+        if fault:
+            raise CheckpointError(f"{path} does not fit: {name} {fault}")
 
 
-def _holds(tensor: Tensor, dtype: torch.dtype) -> bool:
-    """Whether the values of a tensor stay what they are in a type of whole numbers."""
-    return torch.equal(tensor.to(dtype).to(tensor.dtype), tensor)
+def _fault(given: Tensor, wanted: torch.dtype) -> str:
+    """Why a tensor's values cannot be taken over in a type of numbers; empty: they can."""
+    if given.layout != torch.strided or given.is_quantized or given.is_meta:
+        kind = "quantized" if given.is_quantized else "empty (meta)" if given.is_meta else str(given.layout)
+        return f"is {kind}; allowed: a dense tensor of plain numbers"
+    if wanted.is_floating_point:
+        return "" if given.is_floating_point() else f"has values of {given.dtype}; allowed: floating point"
+    whole = given.to(wanted)
+    if given.is_complex() or not torch.equal(whole.to(given.dtype), given):
+        return f"has values of {given.dtype} that {wanted} does not hold"
+    return "" if bool((whole >= 0).all()) else f"is {whole.min()}; allowed: counts, 0 or more"
 
 
 def parse(path: Path) -> Any:

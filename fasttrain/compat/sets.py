@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections import deque
 from collections.abc import Collection, Iterator, Mapping, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,6 +25,8 @@ _AVERAGE = re.compile(r"(?:^|[._])(?:ema|avg|averaged?|swa|shadow|polyak)(?:$|[.
 """In the key of an average: state_dict_ema (timm), model_ema (DeiT, torchvision), ema_state_dict (NVIDIA)."""
 _PLAIN = ("state_dict", "model", "network", "model_state_dict")
 """Keys of raw weights, the likeliest first."""
+_MOST = 1_000_000
+"""Values of one file that are looked at."""
 _DEPTH = 4
 """Mappings inside of each other, and prefixes, that are looked through."""
 _WHOLE = "."
@@ -63,10 +66,12 @@ class Taken:
 
 def split_key(path: Path) -> tuple[Path, str]:
     """`FILE#KEY` as the file and the key, which is empty without `#`, and where a file has that very name."""
-    file, sign, key = str(path).rpartition("#")
-    if not sign or not file or os.path.lexists(path):
+    text = str(path)
+    places = [] if os.path.lexists(path) else [match.start() for match in re.finditer("(?<=.)#", text)]
+    if not places:
         return path, ""
-    return Path(file), key
+    place = next((each for each in places if os.path.exists(text[:each])), places[-1])  # keys may hold a #
+    return Path(text[:place]), text[place + 1 :]
 
 
 def take(
@@ -86,7 +91,7 @@ def take(
             architecture.
     """
     names = network.state_dict().keys()
-    found = list(_sets(network, content, _Names(names, frozenset(without))))
+    found = list(_sets(network, content, _Names(names, frozenset(without)), path))
     if not found:
         raise CheckpointError(f"{path} holds no weights, which are tensors by their names; {_has(content)}")
     fitting = [each for each in found if each.fits]
@@ -94,7 +99,9 @@ def take(
         below = [each for each in found if each.key == key] or [
             each for each in fitting if each.key.startswith(f"{key}.")
         ]
-        if len(below) != 1:
+        if len(below) > 1:
+            raise CheckpointError(f"{path} holds {len(below)} sets under {key[:100]}; allowed: a key of one")
+        if not below:
             held = ", ".join(dict.fromkeys(each.key for each in fitting or found))
             raise CheckpointError(f"{path} holds no weights under {key[:100]}; allowed: {held[:300]}")
         check_names(names, below[0].weights.keys(), path, without)
@@ -165,7 +172,7 @@ def _has(content: Any) -> str:
     return f"it has: {', '.join(keys) or 'nothing'}{', ...' if len(content) > len(keys) else ''}"
 
 
-def _sets(network: StagedNetwork, content: Any, names: _Names) -> Iterator[_Set]:
+def _sets(network: StagedNetwork, content: Any, names: _Names, path: Path) -> Iterator[_Set]:
     """All sets of a file; of a mapping that is not of the network its parts that are, or else itself."""
     swapped = _keeps_averages_as_weights(content)
 
@@ -192,7 +199,7 @@ def _sets(network: StagedNetwork, content: Any, names: _Names) -> Iterator[_Set]
             return [replace(fitting[0], key=whole.key)]
         return fitting or [whole]
 
-    for key, tensors in _mappings(content):
+    for key, tensors in _mappings(content, path):
         yield from resolve(key, tensors, part_of(key, tensors))
 
 
@@ -204,17 +211,31 @@ def _keeps_averages_as_weights(content: Any) -> bool:
     return "averaging_state" in content or (isinstance(about, Mapping) and "mmengine_version" in about)
 
 
-def _mappings(content: Any, key: str = "", depth: int = _DEPTH) -> Iterator[tuple[str, dict[str, Tensor]]]:
-    """Tensors by their names, outermost first; not those of optimizers."""
-    if not isinstance(content, Mapping) or not depth:
-        return
-    named = {name: value for name, value in content.items() if isinstance(name, str)}
-    tensors = {name: value for name, value in named.items() if isinstance(value, Tensor)}
-    if tensors:
-        yield key, tensors
-    for name, value in named.items():
-        if not name.startswith("optim"):
-            yield from _mappings(value, f"{key}.{name}" if key else name, depth - 1)
+def _mappings(content: Any, path: Path) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """Tensors by their names, outermost first; not those of optimizers.
+
+    Raises:
+        CheckpointError: more values than networks have: mappings that share others stand for any number.
+    """
+    waiting, looked_at = deque([("", content, 0)]), 0
+    while waiting:
+        key, mapping, depth = waiting.popleft()
+        if not isinstance(mapping, Mapping):
+            continue
+        looked_at += len(mapping)
+        if looked_at > _MOST:
+            raise CheckpointError(f"{path} holds more than {_MOST} values in mappings; allowed: weights")
+        named = {name: value for name, value in mapping.items() if isinstance(name, str)}
+        tensors = {name: value for name, value in named.items() if isinstance(value, Tensor)}
+        if tensors:
+            yield key, tensors
+        if depth + 1 < _DEPTH:
+            inner = ((f"{key}.{name}" if key else name, value) for name, value in named.items())
+            waiting.extend((below, value, depth + 1) for below, value in inner if not _is_optimizer(below))
+
+
+def _is_optimizer(key: str) -> bool:
+    return key.rpartition(".")[2].startswith("optim")
 
 
 def _parts(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, dict[str, Tensor]]]:

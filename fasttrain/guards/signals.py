@@ -64,7 +64,7 @@ class Signals:
             self._first = moment
         self.request = max(self.request, request)
         if not self._deferred or (not first and moment - self._first > AGAIN):
-            leave(ending(self.request, "nothing was saved since the last checkpoint"))
+            leave(ending(self.request, "nothing was saved since the last checkpoint, if there is one"))
 
     def _listen(self, pipe: socket.socket) -> None:
         while number := pipe.recv(1):

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import tempfile
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,12 @@ def check_output(option: str, path: Path) -> None:
         raise ConfigError(f"{option} is {path}; allowed: a file in a folder that exists")
     if is_runs_own(path):
         raise ConfigError(f"{option} is {path}, a run's own file; allowed: another file")
+    try:
+        with suppress(FileNotFoundError):
+            os.stat(path)
+    except OSError as error:  # a name that is too long, a link to itself
+        why = (error.strerror or str(error)).lower()
+        raise ConfigError(f"{option} is {path}: {why}; allowed: a file in a folder that exists") from None
     try:
         with tempfile.TemporaryFile(dir=path.parent):
             pass

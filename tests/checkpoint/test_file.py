@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -128,3 +129,26 @@ def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
         checkpoint.load_weights(create_model("resnet34", 5), path)
     with pytest.raises(CheckpointError, match=r"fc\.weight has shape \(5, 512\)"):
         checkpoint.load_weights(create_model("resnet18", 6), path)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "words"),
+    [
+        ("conv1.weight", lambda value: value.to(torch.int8), "int8; allowed: floating point"),
+        ("conv1.weight", lambda value: value.bool(), "bool; allowed: floating point"),
+        ("bn1.weight", lambda value: value.to_sparse(), "sparse_coo; allowed: a dense tensor"),
+        ("bn1.weight", lambda value: value.to("meta"), r"empty \(meta\); allowed: a dense tensor"),
+        ("bn1.num_batches_tracked", lambda value: value - 5, "is -5; allowed: counts, 0 or more"),
+        ("bn1.num_batches_tracked", lambda value: value + 0.5, "float32 that torch.int64 does not hold"),
+        ("bn1.num_batches_tracked", lambda value: (value - 2**63).to(torch.uint64), "is -9223372"),
+    ],
+)
+def test_values_of_another_kind_are_refused(
+    tmp_path: Path, name: str, change: Callable[[torch.Tensor], torch.Tensor], words: str
+) -> None:
+    network = create_model("cifar_resnet20", 5)
+    state = network.state_dict()
+    path = tmp_path / "weights.pt"
+    torch.save(state | {name: change(state[name])}, path)
+    with pytest.raises(CheckpointError, match=rf"does not fit: {name} .*{words}"):
+        checkpoint.load_weights(network, path)

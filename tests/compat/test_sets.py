@@ -335,3 +335,38 @@ def test_class_names_in_a_file_are_read(
     path = kept("w", {"state_dict": copy.copy(raw)} | content, tmp_path)
     known = classes if len(classes) == 3 else ()  # as many as outputs
     assert open_trained(path, recipe_name=str(folder / "config.json")).classes == known
+
+
+def test_keys_may_have_any_characters(tmp_path: Path, raw: State, average: State) -> None:
+    path = kept("w", {"a/b": raw, "a#b": average}, tmp_path)
+    assert split_key(Path(f"{path}#a#b")) == (path, "a#b")
+    recipe = tmp_path / "config.json"
+    recipe.write_text(json.dumps(to_dict(configure(tmp_path, tmp_path))))
+    for key, state in (("a/b", raw), ("a#b", average)):
+        trained = open_trained(Path(f"{path}#{key}"), recipe_name=str(recipe))
+        assert torch.equal(trained.weights["fc.bias"], state["fc.bias"])
+        assert str(trained.path) == f"{path}#{key}"
+
+
+def test_two_sets_of_one_key_are_told(tmp_path: Path, raw: State, average: State) -> None:
+    network = create_model("cifar_resnet20", 3)
+    with pytest.raises(CheckpointError, match=r"w holds 2 sets under a\.b; allowed: a key of one"):
+        take(network, {"a.b": raw, "a": {"b": average}}, Path("w"), "a.b")
+
+
+def test_mappings_that_share_others_end_in_a_message(raw: State) -> None:
+    """A file of a megabyte can stand for billions of values."""
+    network = create_model("cifar_resnet20", 3)
+    inner: dict[str, Any] = {str(number): 0 for number in range(2000)}
+    for _ in range(2):
+        inner = {str(number): inner for number in range(2000)}
+    with pytest.raises(CheckpointError, match="w holds more than 1000000 values in mappings"):
+        take(network, {"x": inner, "state_dict": raw}, Path("w"))
+
+
+def test_names_of_classes_that_do_not_fit_are_told(folder: Path, tmp_path: Path, raw: State) -> None:
+    for number, names in enumerate((["x", "y"], ["x", "x", "y"])):
+        path = kept(f"w{number}", {"state_dict": copy.copy(raw), "classes": names}, tmp_path)
+        trained = open_trained(path, recipe_name=str(folder / "config.json"))
+        assert trained.classes == ()
+        assert trained.note.endswith("are not those of 3 different outputs")

@@ -54,8 +54,8 @@ def start(folder: Path, command: list[str], at: str, number: signal.Signals) -> 
     return result.returncode, result.stderr, exit_file.read_text() if exit_file.exists() else ""
 
 
-PREEMPTED = "preempted: nothing was saved since the last checkpoint"
-INTERRUPTED = "interrupted: nothing was saved since the last checkpoint"
+PREEMPTED = "preempted: nothing was saved since the last checkpoint, if there is one"
+INTERRUPTED = "interrupted: nothing was saved since the last checkpoint, if there is one"
 MODULE = ["-m", "fasttrain"]
 SCRIPT = ["-c", "import sys; sys.argv[0] = 'fasttrain'; from fasttrain.__main__ import main; main()"]
 """What the command that pip installs does."""

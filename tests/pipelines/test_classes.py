@@ -41,7 +41,12 @@ def test_an_option_gives_an_order(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "told"),
-    [("a\nb\na\n", "'a' more than once"), (" \n", "holds no name"), (None, "cannot be read: no such")],
+    [
+        ("a\nb\na\n", "'a' more than once"),
+        (" \n", "holds no name"),
+        (None, "cannot be read: no such"),
+        ("b\0\na\0\n", "holds a zero byte; allowed: UTF-8 text"),
+    ],
 )
 def test_a_list_that_is_none_is_named(tmp_path: Path, text: str | None, told: str) -> None:
     if text is not None:
