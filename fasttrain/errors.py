@@ -21,11 +21,13 @@ def brief(message: str) -> str:
 
 
 def encodable(text: str) -> str:
-    """A text that can be printed and written: what is no UTF-8 in a file's name is escaped, and what would
-    command a terminal.
-    """
-    plain = text.encode(errors="backslashreplace").decode()
-    return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", plain)
+    """A text in which what is no UTF-8 in a file's name is escaped, so that it can be printed and written."""
+    return text.encode(errors="backslashreplace").decode()
+
+
+def harmless(text: str) -> str:
+    """A text in which what would command a terminal is escaped."""
+    return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
 
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")  # but tab and newline
@@ -66,7 +68,7 @@ class RunError(Exception):
 
     def __init__(self, message: str = "") -> None:
         """The message, ready to be shown."""
-        super().__init__(brief(encodable(message)))
+        super().__init__(brief(harmless(encodable(message))))
 
 
 class ConfigError(RunError, ValueError):

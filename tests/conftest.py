@@ -50,7 +50,7 @@ def _seeded() -> None:
 
 
 @pytest.fixture(autouse=True)
-def _ends_no_process(_nothing_is_left: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _ends_no_process(_nothing_is_left: None) -> Iterator[None]:
     """What would end the test's process at once (a watchdog, a second signal) fails the test instead."""
     own, end, statuses = os.getpid(), os._exit, []
 
@@ -60,8 +60,9 @@ def _ends_no_process(_nothing_is_left: None, monkeypatch: pytest.MonkeyPatch) ->
         statuses.append(status)
         raise SystemExit(status)  # of the thread that asked
 
-    monkeypatch.setattr(os, "_exit", told)
-    yield
+    with pytest.MonkeyPatch.context() as patch:  # the tests' own patches end before their fixtures
+        patch.setattr(os, "_exit", told)
+        yield
     assert not statuses, f"the test's process would have ended with {statuses}"
 
 

@@ -273,8 +273,7 @@ def _fault(given: Tensor, wanted: torch.dtype) -> str:
         return f"is {kind}; allowed: a dense tensor of plain numbers"
     if wanted.is_floating_point:
         return "" if given.is_floating_point() else f"has values of {given.dtype}; allowed: floating point"
-    whole = given.to(wanted)
-    if given.is_complex() or not torch.equal(whole.to(given.dtype), given):
+    if given.is_complex() or not torch.equal((whole := given.to(wanted)).to(given.dtype), given):
         return f"has values of {given.dtype} that {wanted} does not hold"
     return "" if bool((whole >= 0).all()) else f"is {whole.min()}; allowed: counts, 0 or more"
 
