@@ -22,6 +22,7 @@ STAYS = (
     r"|multiprocessing\.(forkserver|resource_tracker)|pymp-\w+"  # serve all pools that a process opens
     r"|pipe:|anon_inode:"  # the forkserver's; Python itself warns of a subprocess's, and warnings are errors
     r"|/site-packages/|__autograph_generated_file"  # a font of matplotlib's; a function of DALI's
+    r"|torchinductor_\w+"  # torch's folder for what it compiles
 )
 """What libraries keep for as long as the process lives."""
 
